@@ -1,0 +1,458 @@
+"""`mlops`: the platform from a terminal. Every command has --json (one document on stdout, logs on stderr).
+
+Exit codes: 0 done, 1 refused by the gate or the registrar (the reason is the last line), 2 wrong use or bad input.
+Belongs here: reading arguments and words for people. Does not belong here: anything a program would want to call.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from mlops_assets.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from mlops_assets.lifecycle.pipeline import Platform
+    from mlops_assets.lifecycle.system import ModelSystem
+    from mlops_assets.settings import SystemConfig
+
+app = App(name="mlops", help="Machine learning as Dagster assets: from landed data to a gated, signed, served and traceable model.")
+data = App(name="data", help="Official data sets.")
+app.command(data)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
+
+
+class Stop(Exception):
+    """Ends a command with `code`; the message is the last line."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Known failures are one sentence, never a traceback."""
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except Stop as stop:
+        _end(stop.code, str(stop), as_json)
+    except CycloptsError as error:
+        _end(2, f"{error} (`mlops --help` lists the commands)", as_json)
+    except KeyboardInterrupt:
+        _end(130, "stopped", as_json)
+    except Exception as error:
+        if not isinstance(error, _bad_input()):
+            raise
+        _end(2, str(error), as_json)
+    sys.exit(0)
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """Exceptions whose message is written for the user."""
+    from mlops_assets.database import SchemaTooNew
+    from mlops_assets.ingest.objects import LandingError
+    from mlops_assets.lifecycle.ledger import LedgerError
+    from mlops_assets.lifecycle.pipeline import UnknownParameter
+    from mlops_assets.lifecycle.report import UnknownMetric
+    from mlops_assets.lifecycle.signing import KeyProblem
+    from mlops_assets.lifecycle.trace import NotFound
+
+    return SettingsError, UnknownMetric, UnknownParameter, LedgerError, NotFound, KeyProblem, SchemaTooNew, LandingError, FileNotFoundError, ValueError
+
+
+def _end(code: int, message: str, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"ok": code == 0, "refused": code == 1, "message": message}, ensure_ascii=False))
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _out(value: Any, as_json: bool, lines: Iterable[str]) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, default=str))
+        return
+    for line in lines:
+        print(line)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*[f"{row[c]:.4f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns])
+    Console().print(table)
+
+
+def _system(name: str) -> tuple[ModelSystem, SystemConfig, Settings]:
+    """A system by name with its validated configuration."""
+    from importlib import import_module
+
+    from mlops_assets.settings import load_config
+    from mlops_assets.systems import SYSTEMS
+
+    if name not in SYSTEMS:
+        raise Stop(2, f"unknown system {name!r}: choose one of {', '.join(SYSTEMS)}")
+    settings = load_settings()
+    system: ModelSystem = import_module(f"mlops_assets.systems.{name}.training").SYSTEM
+    return system, load_config(system.config_type, name, settings.configs), settings
+
+
+def _platform(settings: Settings) -> Platform:
+    from mlops_assets.lifecycle.pipeline import connect
+
+    return connect(settings)
+
+
+@app.command
+def up(
+    *,
+    demo: Annotated[bool, Parameter(negative="", help="Land a good and a bad sample version and show what becomes of them.")] = False,
+    data: Annotated[Path | None, Parameter(help="Land real data sets instead: a folder such as nsmc/ in it for each.")] = None,
+    exit_when_done: Annotated[bool, Parameter(negative="", help="Stop once the landed versions have their verdicts.")] = False,
+) -> None:
+    """Start everything on this machine; one Ctrl-C stops it cleanly."""
+    from mlops_assets.up import run
+
+    code = run(load_settings(), demo=demo, data=data, exit_when_done=exit_when_done)
+    if code:
+        raise Stop(code, "the platform did not start or did not end cleanly: see the lines above")
+
+
+@app.command
+def demo(*, as_json: Json = False) -> None:
+    """Land a good and a bad sample version per system on the running platform."""
+    import tempfile
+
+    from mlops_assets.ingest.objects import land as land_objects
+    from mlops_assets.sample_data import write_reviews
+    from mlops_assets.store import ObjectStore
+
+    settings = load_settings()
+    settings.require("database_url")
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    landed = []
+    for version, bad in ((f"demo-{stamp}", False), (f"demo-{stamp}-bad", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            write_reviews(Path(folder), bad=bad)
+            land_objects(settings, ObjectStore.of(settings), "sentiment", Path(folder), version)
+        landed.append(version)
+    _out({"landed": landed}, as_json, [f"landed sentiment {version}" for version in landed] + ["watch: `mlops history sentiment`"])
+
+
+@app.command
+def doctor(
+    *,
+    rotate_key: Annotated[bool, Parameter(negative="", help="Make a new signing key; the old public half stays.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine and the platform, line by line, with the fix for each."""
+    from mlops_assets.doctor import run
+    from mlops_assets.lifecycle.signing import rotate_key as rotate
+
+    settings = load_settings()
+    if rotate_key:
+        _out({"key_id": (key_id := rotate(settings))}, as_json, [f"new signing key {key_id}"])
+        return
+    if run(settings, as_json=as_json):
+        raise Stop(1, "something needs mending: see the lines marked fail")
+
+
+@app.command
+def land(
+    system: str,
+    path: Path,
+    *,
+    dataset_version: str,
+    parent: Annotated[str | None, Parameter(help="A version that this one extends.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy PATH (a file or folder) into the landing zone as a dataset version. The sensor does the rest."""
+    from mlops_assets.ingest.objects import land as land_objects
+    from mlops_assets.store import ObjectStore
+
+    _system(system)
+    settings = load_settings()
+    done = land_objects(settings, ObjectStore.of(settings), system, path, dataset_version, parent=parent)
+    _out(
+        {"system": system, "dataset_version": dataset_version, "objects": done.objects, "bytes": done.bytes},
+        as_json,
+        [f"landed {done.objects} files ({done.bytes:,} bytes) as {system} {dataset_version}", f"watch: `mlops history {system}`"],
+    )
+
+
+@app.command
+def train(
+    system: str,
+    *,
+    dataset_version: str,
+    model_type: str | None = None,
+    optimizer_type: str | None = None,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    sampling_rate: float | None = None,
+    unfrozen_layers: int | None = None,
+    seed: int | None = None,
+    as_json: Json = False,
+) -> None:
+    """Train on a dataset version and judge the result: dataset to evaluation report and the gate. Registers nothing."""
+    from mlops_assets.jobs import run_job
+    from mlops_assets.lifecycle.pipeline import parameters_of
+
+    found, config, settings = _system(system)
+    given = {
+        name: value
+        for name, value in {
+            "model_type": model_type,
+            "optimizer_type": optimizer_type,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "sampling_rate": sampling_rate,
+            "unfrozen_layers": unfrozen_layers,
+        }.items()
+        if value is not None
+    }
+    variant = model_type if model_type in found.variants else found.variants[0]
+    parameters_of(found, config, variant, given)  # a bad name or value must not cost a run
+    _known_version(settings, system, dataset_version)
+    op = "__".join(part for part in (system, variant, "trained_model") if part)
+    run_config = {"ops": {op: {"config": {**given, **({"seed": seed} if seed is not None else {})}}}}
+    outcome = run_job(settings, f"{system}_train", config=run_config, partition=dataset_version)
+    with _platform(settings).engine.connect() as connection:
+        from mlops_assets.lifecycle.history import last_report
+
+        report = last_report(connection, system, dataset_version, outcome.run_id)
+    result = {"run_id": outcome.run_id, "dataset_version": dataset_version, "report": report, "refused": outcome.refused, "reason": outcome.reason}
+    if outcome.refused:
+        _print_result(result, as_json)
+        raise Stop(1, f"refused: {outcome.reason} / 최소값을 넘지 못해 모델 등록에 실패하였습니다.")
+    if not outcome.success:
+        raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
+    _print_result(result, as_json)
+    if not as_json:
+        print(f"passed: {outcome.reason or 'meets register_threshold'}; register it by materializing registered_model, or let the sensor do all of it")
+
+
+def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, default=str))
+    elif result["report"]:
+        _table([{"metric": name, "value": value} for name, value in result["report"]["metrics"].items()])
+
+
+def _known_version(settings: Settings, system: str, version: str) -> None:
+    from sqlalchemy import text
+
+    with _platform(settings).engine.connect() as connection:
+        known = list(
+            connection.execute(text("SELECT version FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC"), {"s": system}).scalars()
+        )
+    if version not in known:
+        have = f"there are {', '.join(known[:10])}" if known else "there is none yet"
+        raise Stop(2, f"{system} has no dataset version {version!r}: {have}. Land it with `mlops land {system} PATH --dataset-version {version}`")
+
+
+@app.command
+def stage(system: str, *, metric: str = "Loss", reason: str = "", as_json: Json = False) -> None:
+    """Make the best registered version by METRIC the candidate that the staging server serves."""
+    _ledger_job(system, "stage", {"metric": _metric(system, metric), "reason": reason}, as_json)
+
+
+@app.command
+def produce(system: str, *, reason: str, metric: str = "Loss", version: int | None = None, as_json: Json = False) -> None:
+    """Promote the best registered version by METRIC (or --version N) to champion."""
+    _ledger_job(system, "produce", {"metric": _metric(system, metric), "version": version, "reason": reason}, as_json)
+
+
+@app.command
+def rollback(system: str, *, reason: str, to: int | None = None, as_json: Json = False) -> None:
+    """Serve a former champion again: --to N, or the one before the current."""
+    _ledger_job(system, "rollback", {"to": to, "reason": reason}, as_json)
+
+
+def _metric(system: str, name: str) -> str:
+    from mlops_assets.lifecycle.jobs import Metric
+    from mlops_assets.lifecycle.report import metric_name
+
+    known = {member.value.lower(): member.value for member in Metric}
+    return known[metric_name(name, sorted(known))]
+
+
+def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bool) -> None:
+    from mlops_assets.jobs import run_job
+    from mlops_assets.lifecycle import promotion
+
+    _, _, settings = _system(system)
+    given = {name: value for name, value in config.items() if value is not None}
+    outcome = run_job(settings, f"{system}_{action}", config={"ops": {f"{system}_{action}_op": {"config": given}}})
+    if not outcome.success:
+        raise Stop(1 if outcome.refused else 2, outcome.reason or f"the run {outcome.run_id} failed: see it in the Dagster UI")
+    channel: Literal["candidate", "champion"] = "candidate" if action == "stage" else "champion"
+    with _platform(settings).engine.connect() as connection:
+        done = promotion.latest(connection, system, channel)
+    assert done is not None
+    value = {"system": system, "channel": channel, "version": done.version, "dataset_version": done.dataset_version, "sequence": done.sequence, "reason": done.reason}
+    _out(value, as_json, [f"{channel} of {system} is v{done.version} ({done.dataset_version}), sequence {done.sequence}: {done.reason}"])
+
+
+@app.command
+def production_info(system: str | None = None, *, as_json: Json = False) -> None:
+    """What is in production, since when, by whom and why."""
+    from mlops_assets.lifecycle.history import champion_at
+    from mlops_assets.systems import SYSTEMS
+
+    names = [system] if system else list(SYSTEMS)
+    for name in names:
+        _system(name)
+    with _platform(load_settings()).engine.connect() as connection:
+        found = [champion_at(connection, name) or {"system": name, "version": None} for name in names]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for info in found:
+        if info["version"] is None:
+            print(f"{info['system']}: no champion yet")
+            continue
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in info["metrics"].items())
+        print(f"{info['system']} v{info['version']} on {info['dataset_version']} since {info['since']} by {info['actor']}: {info['reason']}")
+        print(f"  {figures}")
+        print(f"  {info['uri']}  bundle {info['bundle_sha256'][:16]}  commit {info['git_commit'][:12]}")
+
+
+@app.command
+def history(
+    system: str,
+    *,
+    at: Annotated[datetime | None, Parameter(help="As it was known at this moment (ISO 8601; naive: UTC).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Dataset versions beside each other, then verdicts and promotions, newest first."""
+    from mlops_assets.lifecycle.history import champion_at, compare, events
+
+    _system(system)
+    moment = at.replace(tzinfo=timezone.utc) if at and at.tzinfo is None else at
+    with _platform(load_settings()).engine.connect() as connection:
+        versions, rows = compare(connection, system), events(connection, system, at=moment)
+        champion = champion_at(connection, system, moment)
+    if as_json:
+        print(json.dumps({"champion": champion, "versions": versions, "events": rows}, ensure_ascii=False))
+        return
+    print(f"champion: v{champion['version']} ({champion['dataset_version']})" if champion else "champion: none")
+    _table(versions)
+    _table(rows)
+
+
+@app.command
+def predict(system: str, *inputs: str, version: int | None = None, as_json: Json = False) -> None:
+    """Ask the running server."""
+    import httpx
+
+    _system(system)
+    if not inputs:
+        raise Stop(2, f"nothing to predict: `mlops predict {system} '다시 보고 싶은 영화'`")
+    url = load_settings().require("serve_url")
+    try:
+        reply = httpx.post(f"{url}/predict/{system}", json={"inputs": list(inputs)}, params={"version": version} if version else None, timeout=30)
+    except httpx.HTTPError as error:
+        raise Stop(2, f"the server at {url} does not answer ({error}): `mlops doctor`") from None
+    body = reply.json()
+    if reply.is_error:
+        raise Stop(2, f"{body.get('message')} ({body.get('code')}). {body.get('fix', '')}")
+    lines = [f"{p['label']}  {p['confidence']:.3f}  {p['text']}" for p in body["predictions"]]
+    _out(body, as_json, [*lines, f"request {body['request_id']}: `mlops trace {body['request_id']}`"])
+
+
+@app.command
+def trace(request_id: str, *, as_json: Json = False) -> None:
+    """From an answer to the bytes that trained its model. Exit code 1 when a link of the chain does not hold."""
+    from mlops_assets.lifecycle.trace import trace as trace_answer
+
+    settings = load_settings()
+    platform = _platform(settings)
+    with platform.engine.connect() as connection:
+        found = trace_answer(connection, platform.store, settings.public_keys_path, request_id)
+    receipt, dataset = found["receipt"], found["dataset"]
+    lines = [
+        f"request   {found['request_id']} answered {found['answered_at']}",
+        f"model     {found['system']} v{found['version']}  bundle {found['bundle_sha256']}",
+        f"receipt   {receipt['at']} by {receipt['actor']}: {receipt['reason']}",
+        *[f"promotion #{p['sequence']} {p['kind']} {p['at']} by {p['actor']}: {p['reason']}" for p in found["promotions"]],
+        f"data      {dataset['version']}  manifest {dataset['manifest_sha256']}",
+        *[f"          {o['key']}  {o['size']:,} bytes  sha256 {o['sha256']}" for o in dataset["objects"]],
+        f"code      {found['git_commit']}  seed {receipt['seed']}",
+        f"runs      Dagster {found['dagster_run_id']}  MLflow {found['mlflow_run_id']}",
+        "verified  every link holds" if found["verified"] else f"PROBLEM   {'; '.join(found['problems'])}",
+    ]
+    _out(found, as_json, lines)
+    if not found["verified"]:
+        raise Stop(1, "; ".join(found["problems"]))
+
+
+@app.command
+def retention(
+    system: str | None = None,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete the bytes of old models that no alias, rollback depth or hold reaches. Receipts stay."""
+    import getpass
+
+    from mlops_assets.lifecycle import retention as rules
+    from mlops_assets.systems import SYSTEMS
+
+    settings = load_settings()
+    platform = _platform(settings)
+    plans = {}
+    for name in [system] if system else SYSTEMS:
+        _system(name)
+        plans[name] = rules.apply(
+            platform.engine, platform.store, name, rollback_depth=settings.rollback_depth, actor=getpass.getuser(), dry_run=dry_run
+        )
+    value = {
+        name: {"keep": [vars(k) for k in plan.keep], "delete": [{"bundle_sha256": d, "version": v, "bytes": b} for d, v, b in plan.delete]}
+        for name, plan in plans.items()
+    }
+    lines = [f"{name}: keeps {k.bundle_sha256[:12]} (v{k.version}): {k.why}" for name, plan in plans.items() for k in plan.keep]
+    verb = "would delete" if dry_run else "deleted"
+    lines += [f"{name}: {verb} {d[:12]} (v{v}), {b:,} bytes" for name, plan in plans.items() for d, v, b in plan.delete]
+    _out(value, as_json, lines)
+
+
+@app.command
+def serve(*, channel: Literal["champion", "candidate"] = "champion") -> None:
+    """Run the model server (candidate: the staging server)."""
+    from mlops_assets.serving.app import serve as run
+
+    run(load_settings(), channel)
+
+
+@data.command
+def pull(name: str, target: Annotated[Path | None, Parameter(help="Where to; default: <home>/data/NAME.")] = None, *, as_json: Json = False) -> None:
+    """Fetch a data set from its official source, with checksum, licence and attribution."""
+    from mlops_assets.ingest.official import pull as pull_official
+
+    done = pull_official(load_settings(), name, target)
+    _out(
+        {"name": name, "folder": str(done.folder), "files": done.files, "licence": done.licence, "attribution": done.attribution},
+        as_json,
+        [f"{name} is in {done.folder}", f"licence: {done.licence}", f"attribution: {done.attribution}"],
+    )
+
+
+if __name__ == "__main__":
+    main()

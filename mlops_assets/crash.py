@@ -1,0 +1,52 @@
+"""Named crash points: where a process can be told to kill itself, so that tests can show what survives. In production each is one comparison.
+
+Belongs here: the complete list of points, so that none is forgotten by the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+from mlops_assets.settings import crash_point
+
+#: Between the gate, the receipt, the MLflow version and the alias.
+REGISTRAR_POINTS: Final = (
+    "check.before_verdict",
+    "registrar.before_receipt",
+    "registrar.after_receipt",
+    "registrar.before_commit",
+    "registrar.after_commit",
+    "mirror.before_version",
+    "mirror.after_version",
+    "mirror.after_alias",
+    "mirror.before_delivered",
+)
+
+#: Between a listing, the object ledger, the closing of a version with its run request, and the end of a landing.
+ARRIVAL_POINTS: Final = (
+    "land.before_ready",
+    "tick.after_listing",
+    "tick.after_record",
+    "tick.before_commit",
+    "tick.after_commit",
+)
+
+#: Between copying bytes, writing the manifest and the transaction that freezes; and the same for a cleaned table.
+DATASET_POINTS: Final = (
+    "freeze.after_copy",
+    "freeze.after_manifest",
+    "freeze.before_commit",
+    "freeze.after_commit",
+    "cleaned.after_splits",
+    "cleaned.after_parts",
+    "cleaned.before_commit",
+    "cleaned.after_commit",
+)
+
+
+def reach(point: str) -> None:
+    """Kill this process (SIGKILL: no handler, no cleanup) when it was told to crash at `point`."""
+    if crash_point() == point:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,278 @@
+"""What `mlops up --demo` and `--data` do: land data sets, then tell from the ledgers how far each has come, until its verdict.
+
+Belongs here: which data is landed under which version, and the line for each stage. Does not belong here: any step of the pipeline itself:
+the sensors do that, and nothing here helps them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+#: Folder of a real data set (the layout that `make run DATA=dir` takes) -> its system.
+FOLDERS = {"nsmc": "sentiment"}
+
+#: Asked of the server when the first champion is there.
+QUESTIONS = {"sentiment": "다시 보고 싶은 영화"}
+
+_LONGEST_SECONDS = 3600.0
+_SILENT_SECONDS = 20.0
+
+Say = Callable[[str, str], None]
+
+
+@dataclass
+class Landing:
+    """One data set on its way to a verdict."""
+
+    system: str
+    version: str
+    source: Path | None
+    """Folder to land; None: a generated sample."""
+    bad: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    landed: bool = False
+    outcome: str | None = None
+    """refused | registered | promoted (and served) | failed"""
+    said: set[str] = field(default_factory=set)
+    idle_since: float | None = None
+
+
+class Demo:
+    """Lands, then follows. Driven by `tick` from the supervisor's loop; nothing in it blocks for long."""
+
+    def __init__(self, settings: Settings, landings: Sequence[Landing]) -> None:
+        self.landings = landings
+        self._settings = settings
+        self._begun = 0.0
+        self._next = 0.0
+        self._first_model_said = False
+        self._engine: Engine | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, *, sample: bool, data: Path | None) -> Demo:
+        """The landings that were asked for.
+
+        Raises:
+            SettingsError: the folder is missing, or holds no data set that is known.
+        """
+        if data is None:
+            return cls(settings, [Landing("sentiment", "demo-1", None), Landing("sentiment", "demo-bad", None, bad=True)] if sample else [])
+        if not data.is_dir():
+            raise SettingsError(f"{data} is not a folder: give the one that holds {', '.join(FOLDERS)}")
+        found = [Landing(system, f"{name}-1", (data / name).resolve()) for name, system in FOLDERS.items() if (data / name).is_dir()]
+        if not found:
+            raise SettingsError(f"{data} holds no data set that is known ({', '.join(FOLDERS)}): put each in a folder of that name")
+        return cls(settings, found)
+
+    @property
+    def done(self) -> bool:
+        return all(landing.outcome for landing in self.landings)
+
+    @property
+    def failed(self) -> bool:
+        """A good version that did not become a model, or a bad one that did."""
+        return any(landing.outcome == "failed" or (landing.outcome == "refused") != landing.bad for landing in self.landings)
+
+    @property
+    def next_step(self) -> str:
+        return "mlops predict sentiment '정말 재미있는 영화'    (in another terminal; Ctrl-C here stops everything)"
+
+    def begin(self, settings: Settings, environment: Mapping[str, str], say: Say) -> None:
+        from mlops_assets import database
+
+        self._settings, self._environment, self._say = settings, dict(environment), say
+        self._begun = time.monotonic()
+        self._engine = database.connect(settings.require("database_url"), pool_size=1)
+
+    def tick(self) -> bool:
+        """Look once a second. True in the one call with which everything has its end."""
+        now = time.monotonic()
+        if self.done or now < self._next:
+            return False
+        self._next = now + 1.0
+        self._step(now)
+        waiting = [landing for landing in self.landings if landing.outcome is None]
+        if not waiting and self._engine is not None:
+            self._engine.dispose()
+        return not waiting
+
+    def _step(self, now: float) -> None:
+        for landing in self.landings:
+            if landing.outcome is None:
+                if not landing.landed:
+                    self._land(landing)
+                else:
+                    self._follow(landing)
+                if landing.outcome is None and now - self._begun > _LONGEST_SECONDS:
+                    self._end(landing, "failed", f"no verdict after {_LONGEST_SECONDS / 60:.0f} minutes: look at the runs in Dagster")
+            if not landing.landed:
+                return  # one after the other: the good version first
+
+    def _end(self, landing: Landing, outcome: str, text: str = "") -> None:
+        landing.outcome = outcome
+        if outcome == "failed":
+            self._say("fail", f"{landing.system} {landing.version}: {text}")
+
+    def _land(self, landing: Landing) -> None:
+        if landing.process is None:
+            if self._known(landing):
+                landing.landed = True
+                self._say("step", f"{landing.system} {landing.version}: was landed before")
+                return
+            source = landing.source or self._sample(landing)
+            self._say("step", f"{landing.system} {landing.version}: landing {source}{' (deliberately bad)' if landing.bad else ''}")
+            command = [sys.executable, str(Path(sys.executable).with_name("mlops")), "land", landing.system, str(source)]
+            log = (self._settings.home / "logs" / f"land-{landing.version}.log").open("wb")
+            with log:
+                landing.process = subprocess.Popen(
+                    [*command, "--dataset-version", landing.version],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=self._environment,
+                )
+        elif (code := landing.process.poll()) is not None:
+            landing.landed = True
+            if code != 0:
+                text = (self._settings.home / "logs" / f"land-{landing.version}.log").read_text(errors="replace")
+                self._end(landing, "failed", f"landing ended with exit code {code}: {text.strip()[-500:]}")
+
+    def _known(self, landing: Landing) -> bool:
+        from sqlalchemy import text
+
+        assert self._engine is not None
+        with self._engine.connect() as connection:
+            sql = text("SELECT 1 FROM dataset_version WHERE system = :system AND version = :version")
+            return connection.execute(sql, {"system": landing.system, "version": landing.version}).first() is not None
+
+    def _sample(self, landing: Landing) -> Path:
+        from mlops_assets import sample_data
+
+        folder = self._settings.home / "samples" / landing.system / landing.version
+        folder.mkdir(parents=True, exist_ok=True)
+        sample_data.write_reviews(folder, bad=landing.bad)
+        return folder
+
+    def _follow(self, landing: Landing) -> None:
+        assert self._engine is not None
+        outcome = None
+        with self._engine.connect() as connection:
+            for fact in facts(connection, landing.system, landing.version):
+                if fact.key not in landing.said:
+                    landing.said.add(fact.key)
+                    self._say(fact.kind, f"{landing.system} {landing.version}: {fact.text}")
+                outcome = fact.outcome or outcome
+        if outcome == "promoted":
+            self._served(landing)
+        elif outcome is not None:
+            self._end(landing, outcome)
+        else:
+            self._watch_runs(landing)
+
+    def _served(self, landing: Landing) -> None:
+        """The end of the good path is an answer, not a row."""
+        import httpx
+
+        question = QUESTIONS[landing.system]
+        try:
+            url = f"{self._settings.require('serve_url')}/predict/{landing.system}"
+            answer = httpx.post(url, json={"inputs": [question]}, timeout=2, trust_env=False)
+            answer.raise_for_status()
+        except httpx.HTTPError:
+            return
+        first = next(iter(_first_answers(answer.json())), {})
+        said = f"{question} -> {first.get('label')} {first.get('confidence', 0):.2f}" if first else question
+        version = answer.headers.get("X-Model-Version", "?")
+        self._say("ok", f"{landing.system} {landing.version}: served: {said} (model version {version}, {url})")
+        if not self._first_model_said:
+            self._first_model_said = True
+            self._say("ok", f"first model served {time.monotonic() - self._begun:.0f} s after the platform was up")
+        self._end(landing, "promoted")
+
+    def _watch_runs(self, landing: Landing) -> None:
+        """A run that broke (not: was refused) leaves no verdict; say so when nothing works on the version any more."""
+        from mlops_assets.up import graphql
+
+        try:
+            data = graphql(self._settings.require("dagster_url"), _RUNS, {"version": landing.version}, timeout=2)
+        except OSError:
+            return
+        runs = data["runsOrError"].get("results", [])
+        if not runs or any(run["status"] not in ("FAILURE", "CANCELED", "SUCCESS") for run in runs):
+            landing.idle_since = None
+            return
+        landing.idle_since = landing.idle_since or time.monotonic()
+        if time.monotonic() - landing.idle_since > _SILENT_SECONDS:
+            broken = runs[0]
+            link = f"{self._settings.dagster_url}/runs/{broken['runId']}"
+            self._end(landing, "failed", f"its run ended as {broken['status']} without a verdict: {link}")
+
+
+_RUNS = """query Runs($version: String!) { runsOrError(filter: {tags: [{key: "dagster/partition", value: $version}]}, limit: 10) {
+    ... on Runs { results { runId status } } } }"""
+
+
+@dataclass(frozen=True)
+class Fact:
+    key: str
+    kind: str
+    text: str
+    outcome: str | None = None
+
+
+def facts(connection: Connection, system: str, version: str) -> Iterator[Fact]:
+    """All that the ledgers say of one dataset version, oldest first."""
+    from sqlalchemy import text
+
+    names = {"system": system, "version": version}
+
+    def rows(sql: str) -> Sequence[Mapping[Any, Any]]:
+        return connection.execute(text(sql), names).mappings().all()
+
+    for row in rows("SELECT * FROM dataset_version WHERE system = :system AND version = :version"):
+        if row["closed_at"] is not None:
+            yield Fact("closed", "step", "landing is complete, a run is requested")
+        if row["state"] == "frozen":
+            yield Fact("frozen", "step", f"frozen: {row['object_count']} objects, {row['byte_count']:,} bytes")
+        if row["state"] == "refused":
+            yield Fact("dataset-refused", "warn", f"refused before training: {row['reason']}", "refused")
+    for row in rows("SELECT count(*) AS rows FROM quarantined_row WHERE system = :system AND version = :version HAVING count(*) > 0"):
+        yield Fact("quarantined", "step", f"{row['rows']} rows are quarantined, each with a reason")
+    for row in rows("SELECT id, variant, bundle_sha256 FROM attempt WHERE system = :system AND dataset_version = :version ORDER BY id"):
+        yield Fact(f"attempt-{row['id']}", "step", f"trained and exported, bundle {row['bundle_sha256'][:12]}")
+    for row in rows(
+        "SELECT r.id, r.body FROM report r JOIN attempt a ON a.id = r.attempt_id "
+        "WHERE a.system = :system AND a.dataset_version = :version ORDER BY r.id"
+    ):
+        body = row["body"] if isinstance(row["body"], dict) else json.loads(row["body"])
+        metrics = {name: body.get("metrics", {}).get(name) for name in ("accuracy", "f1")}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
+        yield Fact(f"report-{row['id']}", "step", f"evaluated on the holdout: {shown}")
+    sql = "SELECT id, outcome, sentence FROM verdict WHERE system = :system AND dataset_version = :version ORDER BY id"
+    for row in rows(sql):
+        kind = "warn" if row["outcome"] == "refused" else "ok"
+        yield Fact(f"verdict-{row['id']}", kind, f"{row['outcome']}: {row['sentence']}", row["outcome"])
+    for row in rows(
+        "SELECT p.sequence, p.version, p.channel FROM promotion p JOIN receipt r USING (system, version) "
+        "WHERE p.system = :system AND r.dataset_version = :version ORDER BY p.sequence"
+    ):
+        yield Fact(f"promotion-{row['sequence']}", "ok", f"version {row['version']} is {row['channel']} (promotion {row['sequence']})")
+
+
+def _first_answers(answer: Any) -> Sequence[Mapping[str, Any]]:
+    """The list of predictions of an answer of `POST /predict/{system}`."""
+    found = answer.get("predictions") if isinstance(answer, dict) else answer
+    return found if isinstance(found, list) else []

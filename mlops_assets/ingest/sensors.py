@@ -1,0 +1,114 @@
+"""The landing sensors and the nightly reconciliation: thin Dagster shells around `objects.py`.
+
+Belongs here: what to hand to Dagster, and when. Does not belong here: when a version is complete (`objects.py`), anything slow to import: a
+sensor's process starts often.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from mlops_assets.ingest import objects
+from mlops_assets.lifecycle.assets import dataset_versions
+from mlops_assets.resources.object_store import ObjectStoreResource
+from mlops_assets.resources.postgres import PostgresResource
+from mlops_assets.settings import Settings
+
+#: Requests this much older than the cursor are looked at again: a transaction that began earlier may commit later.
+OVERLAP = timedelta(hours=1)
+RUN_KEY_TAG = "dagster/run_key"
+
+
+def landing_sensor(system: str, job_name: str, settings: Settings) -> dg.SensorDefinition:
+    """Records what arrived for `system` and starts `job_name` once for each run that the ledger asks for.
+
+    The ledger is the truth, the cursor only a hint of which requests were handed over already.
+    """
+    partitions = dataset_versions(system)
+
+    @dg.sensor(
+        name=f"{system}_landing",
+        job_name=job_name,
+        minimum_interval_seconds=settings.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"New objects under landing/{system}/ become dataset versions; each complete version starts one run.",
+    )
+    def landing(context: dg.SensorEvaluationContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.SensorResult:
+        since = _parse(context.cursor)
+        with postgres.engine() as engine:
+            done = objects.tick(engine, store.open(), system, settle_seconds=settings.settle_seconds)
+            with engine.connect() as connection:
+                asked = objects.runs_asked(connection, system, since - OVERLAP if since else None)
+        for version, problem in done.problems.items():
+            context.log.error(f"{system} {version}: {problem}")
+        started = _started(context.instance, [request.run_key for request in asked])
+        missing = [request for request in asked if request.run_key not in started]
+        newest = max([request.requested_at for request in asked] + ([since] if since else []), default=None)
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(
+                    run_key=request.run_key,
+                    partition_key=request.version,
+                    tags={"mlops/system": system, "mlops/dataset_version": request.version, "mlops/why": request.reason},
+                )
+                for request in missing
+            ],
+            dynamic_partitions_requests=[partitions.build_add_request(sorted({r.version for r in missing}))] if missing else [],
+            skip_reason=None if missing else _nothing(done),
+            cursor=newest.isoformat() if newest else None,
+        )
+
+    return landing
+
+
+def _parse(cursor: str | None) -> datetime | None:
+    """A cursor that cannot be read starts over: the ledger has everything."""
+    try:
+        found = datetime.fromisoformat(cursor or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _started(instance: dg.DagsterInstance, run_keys: Sequence[str]) -> set[str]:
+    """Keys whose run got further than being created: a run that was created and never launched is handed to Dagster again."""
+    if not run_keys:
+        return set()
+    runs = instance.get_runs(filters=dg.RunsFilter(tags={RUN_KEY_TAG: list(run_keys)}))
+    return {run.tags[RUN_KEY_TAG] for run in runs if run.status != dg.DagsterRunStatus.NOT_STARTED}
+
+
+def _nothing(done: objects.Tick) -> str:
+    said = [f"{version}: {why}" for version, why in {**done.waiting, **done.problems}.items()]
+    return "; ".join(said)[:1000] or "nothing new"
+
+
+def reconciliation(system: str) -> dg.Definitions:
+    """The job that reads the system's landing folder again, and its nightly schedule."""
+
+    @dg.op(name=f"{system}_reconcile_landing_zone")
+    def reconcile(context: dg.OpExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> None:
+        with postgres.engine() as engine:
+            done = objects.reconcile(engine, store.open(), system)
+        context.log.info(
+            f"{done.objects} objects; new in quarantine: {done.late} late, {done.strays} outside any version; "
+            f"{done.deleted} accepted ones were deleted since (their frozen bytes stay)"
+        )
+
+    @dg.job(
+        name=f"{system}_reconciliation",
+        description="Look at closed versions again: what came late is quarantined, what is deleted noted.",
+        tags={"mlops/system": system},
+    )
+    def landing_reconciliation() -> None:
+        reconcile()
+
+    nightly = dg.ScheduleDefinition(
+        name=f"{system}_reconciliation_nightly",
+        job=landing_reconciliation,
+        cron_schedule="30 3 * * *",
+        execution_timezone="Asia/Seoul",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return dg.Definitions(jobs=[landing_reconciliation], schedules=[nightly])

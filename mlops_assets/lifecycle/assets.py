@@ -1,0 +1,430 @@
+"""The model half of every system as Dagster assets: trained_model -> evaluation_report -> registered_model -> champion.
+
+`model_lifecycle(system)` is one policy and never differs by system. Belongs here: the shells around `pipeline.py` and `registrar.py`,
+and what people see in the asset's metadata. Does not belong here: any decision.
+"""
+
+import base64
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from mlops_assets.lifecycle.system import ModelSystem, Picture
+from mlops_assets.settings import SystemConfig, git_commit
+
+if TYPE_CHECKING:
+    from mlops_assets.lifecycle.pipeline import Platform
+    from mlops_assets.lifecycle.registrar import Registrar, Registration
+    from mlops_assets.lifecycle.report import Report
+
+#: Pictures of one event together; more goes into the store and is linked.
+EVENT_PICTURE_BYTES = 48 * 1024
+TRAINING_POOL = "training"
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """What `model_lifecycle` made of a system."""
+
+    assets: Sequence[dg.AssetsDefinition]
+    checks: Sequence[dg.AssetChecksDefinition]
+    keys: Sequence[dg.AssetKey]
+
+
+def dataset_versions(system: str) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=f"{system}_dataset_version")
+
+
+def key_of(system: str, variant: str, layer: str) -> dg.AssetKey:
+    return dg.AssetKey([part for part in (system, variant, layer) if part])
+
+
+def model_lifecycle(
+    system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"], *, owners: Sequence[str] = ()
+) -> Lifecycle:
+    """The assets and checks of one system's model half.
+
+    Args:
+        open_platform: connects when a run needs it; loading the definitions connects to nothing.
+    """
+    assets: list[dg.AssetsDefinition] = []
+    checks: list[dg.AssetChecksDefinition] = []
+    for variant in system.variants:
+        half = _Half(system, variant, config, open_platform, tuple(owners))
+        assets += [half.trained_model(), half.evaluation_report(), half.registered_model()]
+        checks.append(half.register_threshold())
+    assets.append(_champion(system, config, open_platform, tuple(owners)))
+    return Lifecycle(assets, checks, [key for asset in assets for key in asset.keys])
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One variant's assets; the fields are what they share."""
+
+    system: ModelSystem
+    variant: str
+    config: SystemConfig
+    open_platform: Callable[[], "Platform"]
+    owners: tuple[str, ...]
+
+    def key(self, layer: str) -> dg.AssetKey:
+        return key_of(self.system.name, self.variant, layer)
+
+    def common(self, layer: str) -> dict[str, Any]:
+        return {
+            "key": self.key(layer),
+            "group_name": self.system.name,
+            "partitions_def": dataset_versions(self.system.name),
+            "owners": list(self.owners) or None,
+        }
+
+    def trained_model(self) -> dg.AssetsDefinition:
+        from mlops_assets.lifecycle.pipeline import code_version
+
+        def trained_model(context: dg.AssetExecutionContext, config: dg.Config) -> dg.MaterializeResult[None]:
+            from mlops_assets.lifecycle import pipeline
+
+            given = config.model_dump()
+            done = pipeline.train(
+                self.open_platform(),
+                self.system,
+                self.config,
+                variant=self.variant,
+                dataset_version=context.partition_key,
+                run_id=context.run.run_id,
+                overrides={name: value for name, value in given.items() if name != "seed"},
+                seed=given["seed"],
+                say=context.log.info,
+            )
+            attempt = done.attempt
+            self.put_value(context, "trained_model", {"attempt_id": attempt.id})
+            metadata: dict[str, Any] = {
+                "attempt": attempt.id,
+                "dataset_version": attempt.dataset_version,
+                "manifest_sha256": attempt.manifest_sha256,
+                "bundle_sha256": attempt.bundle_sha256,
+                "git_commit": git_commit(),
+                "seed": attempt.seed,
+                "dagster/row_count": done.table.rows,
+                "parameters": dg.MetadataValue.json(dict(attempt.config)),
+                **_metrics(attempt.metrics),
+                **_pictures(done.trained.pictures),
+            }
+            if done.run.link:
+                metadata["mlflow_run"] = dg.MetadataValue.url(done.run.link)
+            if done.trained.resumed_from_step is not None:
+                metadata["resumed_from_step"] = done.trained.resumed_from_step
+            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(attempt.bundle_sha256))
+
+        # The launchpad's form differs by system, so its type is known only here.
+        trained_model.__annotations__["config"] = training_config(self.system)
+        return dg.asset(
+            **self.common("trained_model"),
+            deps=[key_of(self.system.name, "", "cleaned")],
+            description="One attempt: a model trained on the version, exported as the bundle that would be served.",
+            kinds={"torch", "onnx", "mlflow"},
+            code_version=code_version(self.system, self.variant),
+            pool=TRAINING_POOL,
+        )(trained_model)
+
+    def evaluation_report(self) -> dg.AssetsDefinition:
+        @dg.asset(
+            **self.common("evaluation_report"),
+            deps=[self.key("trained_model")],
+            description="The exported bundle measured on the holdout through the server's own predictor, beside the champion.",
+            kinds={"onnx", "postgres"},
+            code_version="1",
+        )
+        def evaluation_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+            from mlops_assets.lifecycle import pipeline
+
+            platform = self.open_platform()
+            attempt_id = self.value(context, "trained_model")["attempt_id"]
+            done = pipeline.evaluate(platform, self.system, attempt_id, run_id=context.run.run_id)
+            self.put_value(context, "evaluation_report", {"attempt_id": attempt_id, "report_id": done.report_id})
+            report = done.report
+            links = pipeline.save_pictures(platform.store, report.sha256, done.evaluation.pictures)
+            metadata: dict[str, Any] = {
+                "report": done.report_id,
+                "attempt": attempt_id,
+                "dataset_version": report.dataset_version,
+                "manifest_sha256": report.manifest_sha256,
+                "bundle_sha256": report.bundle_sha256,
+                "holdout_sha256": report.holdout_sha256,
+                "git_commit": git_commit(),
+                "dagster/row_count": report.rows,
+                **_metrics(report.metrics),
+                **_comparison(report),
+                **{title: _table(rows) for title, rows in report.tables.items() if rows},
+                "slices": _table([{"slice": name, **values} for name, values in report.slices.items()]),
+                **_pictures(done.evaluation.pictures),
+                "picture_files": dg.MetadataValue.json(links),
+            }
+            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.sha256))
+
+        return evaluation_report
+
+    def register_threshold(self) -> dg.AssetChecksDefinition:
+        from mlops_assets.lifecycle.checks import partitioned_check
+
+        @partitioned_check(
+            asset=self.key("evaluation_report"),
+            name="register_threshold",
+            partitions_def=dataset_versions(self.system.name),
+            description="The gate as people see it; only a refused model fails it. The registrar decides again by itself.",
+        )
+        def register_threshold(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+            value = self.value(context, "evaluation_report")
+            registrar = self.registrar(context)
+            verdict = registrar.judge(value["attempt_id"], value["report_id"])
+            refused = verdict.outcome == "refused"
+            if refused:
+                mark(context, "refused")
+            return dg.AssetCheckResult(
+                passed=not refused,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=verdict.sentence,
+                metadata={
+                    "verdict": verdict.outcome,
+                    "code": verdict.code,
+                    "why": verdict.sentence,
+                    "이유": verdict.sentence_ko,
+                    "thresholds": dg.MetadataValue.json(dict(registrar.policy.thresholds)),
+                    "attempt": value["attempt_id"],
+                    "report": value["report_id"],
+                },
+            )
+
+        return register_threshold
+
+    def registered_model(self) -> dg.AssetsDefinition:
+        @dg.asset(
+            **self.common("registered_model"),
+            deps=[self.key("evaluation_report"), self.key("trained_model")],
+            description="The signed receipt: what passed the gate, and when it is better than the champion, its promotion.",
+            kinds={"postgres", "mlflow"},
+            code_version="1",
+        )
+        def registered_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+            trained = self.value(context, "trained_model")
+            report = self.value(context, "evaluation_report")
+            registrar = self.registrar(context)
+            # The attempt of trained_model with the report of evaluation_report: if they are not of each other, the gate refuses.
+            done = registrar.register(trained["attempt_id"], report["report_id"])
+            if done.receipt is None:
+                mark(context, "refused")
+                raise dg.Failure(
+                    description=f"refused: {done.verdict.sentence}", metadata={"code": done.verdict.code, "이유": done.verdict.sentence_ko}, allow_retries=False
+                )
+            mark(context, done.verdict.outcome)
+            self.put_value(
+                context,
+                "registered_model",
+                {"version": done.receipt.version, "outcome": done.verdict.outcome, "sequence": done.promotion.sequence if done.promotion else None},
+            )
+            deliver(self.open_platform(), context.log.warning)
+            return dg.MaterializeResult(
+                metadata={**_receipt_metadata(done), "versions": _versions_table(self.open_platform(), self.system.name)},
+                data_version=dg.DataVersion(done.receipt.bundle_sha256),
+            )
+
+        return registered_model
+
+    def registrar(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> "Registrar":
+        return _registrar(self.open_platform(), self.config, context)
+
+    def value(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, layer: str) -> dict[str, Any]:
+        return _value(self.open_platform(), self.key(layer), _partition(context), context.run.run_id)
+
+    def put_value(self, context: dg.AssetExecutionContext, layer: str, value: Mapping[str, Any]) -> None:
+        from mlops_assets.lifecycle import ledger
+
+        with self.open_platform().engine.begin() as connection:
+            ledger.put_value(connection, self.key(layer).to_user_string(), context.partition_key, context.run.run_id, value)
+
+
+def _champion(
+    system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"], owners: tuple[str, ...]
+) -> dg.AssetsDefinition:
+    registered = [key_of(system.name, variant, "registered_model") for variant in system.variants]
+
+    @dg.asset(
+        key=key_of(system.name, "", "champion"),
+        group_name=system.name,
+        partitions_def=dataset_versions(system.name),
+        deps=registered,
+        owners=list(owners) or None,
+        output_required=False,
+        description=(
+            "What the servers serve. Left unmaterialized when the run's model was registered but is not better. "
+            "Materialized alone, it promotes this version's registered model by hand."
+        ),
+        kinds={"postgres"},
+        code_version="1",
+    )
+    def champion(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        from mlops_assets.lifecycle import ledger, promotion
+        from mlops_assets.lifecycle.registrar import Refused
+
+        platform = open_platform()
+        run_keys = set(context.run.asset_selection or ()) or set(registered)
+        together = bool(run_keys & set(registered))
+        promoted = None
+        with platform.engine.connect() as connection:
+            values = [ledger.get_value(connection, key.to_user_string(), context.partition_key, context.run.run_id) for key in registered]
+            current, _ = promotion.latest_verified(connection, system.name, "champion", platform.settings.public_keys_path)
+        found = [value for value in values if value is not None]
+        if together:
+            promoted = current if current and any(value["sequence"] == current.sequence for value in found) else None
+        else:
+            if not found:
+                raise dg.Failure(f"{context.partition_key} has no registered model: materialize it from `dataset` on", allow_retries=False)
+            try:
+                promoted = _registrar(platform, config, context).produce(
+                    reason="the champion asset was materialized by itself", version=max(value["version"] for value in found)
+                )
+            except Refused as error:
+                raise dg.Failure(str(error), allow_retries=False) from None
+            deliver(platform, context.log.warning)
+        if promoted is None:
+            context.log.info("registered, not promoted: the champion stays" + (f" v{current.version}" if current else ""))
+            return
+        yield dg.MaterializeResult(
+            metadata={
+                "version": promoted.version,
+                "sequence": promoted.sequence,
+                "dataset_version": promoted.dataset_version,
+                "manifest_sha256": promoted.receipt.body["manifest_sha256"],
+                "bundle_sha256": promoted.bundle_sha256,
+                "git_commit": promoted.receipt.body["git_commit"],
+                "actor": promoted.actor,
+                "why": promoted.reason,
+                **_metrics(promoted.receipt.metrics),
+            },
+            data_version=dg.DataVersion(f"{promoted.sequence}-{promoted.bundle_sha256}"),
+        )
+
+    return champion
+
+
+def training_config(system: ModelSystem) -> type[dg.Config]:
+    """The launchpad's form: every parameter of the system, each empty unless it should differ from configs/."""
+    fields: dict[str, Any] = {
+        name: (kind | None, Field(default=None, description=f"{name}; empty: as configs/{system.name}.yaml has it"))
+        for name, kind in system.parameter_names.items()
+    }
+    fields["seed"] = (int | None, Field(default=None, description="empty: project.seed"))
+    return create_model(f"{system.name.title().replace('_', '')}Training", __base__=dg.Config, **fields)
+
+
+def mark(context: Any, outcome: str) -> None:
+    """Tag the run, so that lists and alerts tell a refusal from a breakdown."""
+    context.instance.add_run_tags(context.run.run_id, {"mlops/outcome": outcome})
+
+
+def deliver(platform: "Platform", warn: Callable[[str], None]) -> None:
+    """Hand out the outbox now rather than at the mirror sensor's next tick. A failure only waits for that tick."""
+    from mlops_assets.lifecycle.mirror import Mirror
+    from mlops_assets.monitoring.alerts import notifier
+
+    if platform.tracking.uri is None:
+        return
+    try:
+        Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path).deliver(notifier(platform.settings))
+    except Exception as error:  # the mirror is never worth a run
+        warn(f"MLflow and Slack will be told later: {error}")
+
+
+def _registrar(platform: "Platform", config: SystemConfig, context: Any) -> "Registrar":
+    from mlops_assets.lifecycle.registrar import Registrar
+
+    actor = context.run.tags.get("mlops/actor") or context.run.tags.get("user") or f"run:{context.run.run_id[:8]}"
+    return Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run.run_id)
+
+
+def _value(platform: "Platform", key: dg.AssetKey, partition: str, run_id: str) -> dict[str, Any]:
+    from mlops_assets.lifecycle import ledger
+
+    with platform.engine.connect() as connection:
+        value = ledger.get_value(connection, key.to_user_string(), partition, run_id)
+    if value is None:
+        raise dg.Failure(f"{key.to_user_string()} has not been materialized for {partition}: select it too", allow_retries=False)
+    return value
+
+
+def _partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> str:
+    if isinstance(context, dg.AssetExecutionContext):
+        return context.partition_key
+    return str(context.op_execution_context.partition_key)
+
+
+def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"metric/{name}": float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _comparison(report: "Report") -> dict[str, Any]:
+    theirs = report.champion
+    if theirs is None:
+        return {"champion": "none yet"}
+    rows = [
+        {"metric": name, "challenger": value, "champion": theirs.metrics.get(name, math.nan)}
+        for name, value in report.metrics.items()
+    ]
+    return {
+        "champion": f"v{theirs.version} ({theirs.dataset_version})",
+        "champion_comparison": _table(rows),
+        **({"mcnemar_p": float(theirs.p_value)} if theirs.p_value is not None else {}),
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as Dagster's own table; every cell a string or a number."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [
+        {name: (f"{row[name]:.4f}" if isinstance(row.get(name), float) else str(row.get(name, ""))) for name in columns} for row in rows
+    ]
+    schema = dg.TableSchema(columns=[dg.TableColumn(name, "string") for name in columns])
+    return dg.MetadataValue.table([dg.TableRecord(record) for record in cells], schema=schema)
+
+
+def _pictures(pictures: Sequence[Picture]) -> dict[str, dg.MarkdownMetadataValue]:
+    """As many pictures inline as an event may carry, in order."""
+    shown: dict[str, dg.MarkdownMetadataValue] = {}
+    left = EVENT_PICTURE_BYTES
+    for picture in pictures:
+        if len(picture.png) <= left:
+            left -= len(picture.png)
+            data = base64.b64encode(picture.png).decode()
+            shown[picture.title] = dg.MetadataValue.md(f"![{picture.title}](data:image/png;base64,{data})")
+    return shown
+
+
+def _receipt_metadata(done: "Registration") -> dict[str, Any]:
+    assert done.receipt is not None
+    body = done.receipt.body
+    return {
+        "verdict": done.verdict.outcome,
+        "why": done.verdict.sentence,
+        "이유": done.verdict.sentence_ko,
+        "version": done.receipt.version,
+        "dataset_version": done.receipt.dataset_version,
+        "manifest_sha256": body["manifest_sha256"],
+        "bundle_sha256": done.receipt.bundle_sha256,
+        "git_commit": body["git_commit"],
+        "seed": body["seed"],
+        "signed_by": done.receipt.key_id,
+        "receipt": dg.MetadataValue.json(body),
+        **_metrics(done.receipt.metrics),
+    }
+
+
+def _versions_table(platform: "Platform", system: str) -> dg.TableMetadataValue:
+    """Every dataset version's last verdict beside each other: what a backfill is read by."""
+    from mlops_assets.lifecycle.history import compare
+
+    with platform.engine.connect() as connection:
+        return _table(compare(connection, system))

@@ -1,0 +1,137 @@
+"""The gate: from evidence to one of three verdicts. A pure function, so that it can be shown to fail; it runs in the blocking check
+(where people see it) and again in the registrar (where it counts).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from mlops_assets.lifecycle.report import LESS_IS_BETTER, ChampionScore, Report, better, label
+
+Outcome = Literal["refused", "registered", "promoted"]
+
+SENTENCE_KO = {
+    "refused": "최소값을 넘지 못해 모델 등록에 실패하였습니다.",
+    "registered": "최소값을 넘겨 모델 등록에 성공하였습니다.",
+    "promoted": "최소값을 넘겨 모델 등록에 성공하였고, 운영 모델로 승격되었습니다.",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The rules, from configs/. `thresholds`: metric -> the least (for a loss: the most) that may be registered."""
+
+    thresholds: Mapping[str, float]
+    metric: str
+    min_improvement: float = 0.0
+    max_report_age: timedelta = timedelta(days=7)
+    auto_promote: bool = True
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is decided about, as the attempt's own row says. `newest_data`: no champion was trained on a later dataset version."""
+
+    attempt_id: int
+    bundle_sha256: str
+    manifest_sha256: str
+    now: datetime
+    newest_data: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`code` is stable for machines, `sentence` says why with numbers, the same in check, Slack, CLI and dashboard."""
+
+    outcome: Outcome
+    code: str
+    sentence: str
+
+    @property
+    def sentence_ko(self) -> str:
+        return f"{SENTENCE_KO[self.outcome]} ({self.sentence})"
+
+
+def decide(report: Report | None, champion: ChampionScore | None, policy: Policy, subject: Subject) -> Verdict:
+    """Judge one report against the thresholds and the champion *that is in place now*.
+
+    Args:
+        report: the evidence; None when there is none.
+        champion: the current champion's ledger entry; its metrics are used only if the report compared with the same bundle.
+    """
+    refusal = _not_evidence(report, policy, subject)
+    if refusal is not None:
+        return refusal
+    assert report is not None
+    compared = report.champion
+    beside = f" (champion {compared.metrics[policy.metric]:.3f})" if compared and policy.metric in compared.metrics else ""
+    for metric, threshold in policy.thresholds.items():
+        if better(metric, report.metrics[metric], threshold) < 0:
+            sign = ">" if metric in LESS_IS_BETTER else "<"
+            shown = beside if metric == policy.metric else ""
+            return Verdict(
+                "refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}"
+            )
+    return _against_champion(report, champion, policy, subject)
+
+
+def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Verdict | None:
+    if report is None:
+        return Verdict("refused", "missing_report", f"attempt {subject.attempt_id} has no evaluation report")
+    if report.attempt_id != subject.attempt_id or report.bundle_sha256 != subject.bundle_sha256:
+        return Verdict(
+            "refused",
+            "other_attempt",
+            f"the report is of attempt {report.attempt_id} (bundle {report.bundle_sha256[:12]}), "
+            f"not of {subject.attempt_id} (bundle {subject.bundle_sha256[:12]})",
+        )
+    if report.manifest_sha256 != subject.manifest_sha256:
+        return Verdict("refused", "other_data", f"the report is of the manifest {report.manifest_sha256[:12]}, not {subject.manifest_sha256[:12]}")
+    age = subject.now - report.created_at
+    if age > policy.max_report_age or age < timedelta(minutes=-5):
+        return Verdict("refused", "stale_report", f"the report is {age.total_seconds() / 3600:.0f} h old, the limit is {policy.max_report_age.total_seconds() / 3600:.0f} h")
+    if report.rows <= 0:
+        return Verdict("refused", "empty_holdout", "the report was measured on 0 rows")
+    if not policy.thresholds:
+        return Verdict("refused", "no_threshold", "register_threshold names no metric")
+    for metric in {*policy.thresholds, policy.metric}:
+        value = report.metrics.get(metric)
+        if value is None:
+            return Verdict("refused", "missing_metric", f"{label(metric)} is missing from the report, which has {', '.join(sorted(report.metrics))}")
+        if not math.isfinite(value):
+            return Verdict("refused", "not_a_number", f"{label(metric)} is {value}, not a number")
+    return None
+
+
+def _against_champion(report: Report, champion: ChampionScore | None, policy: Policy, subject: Subject) -> Verdict:
+    value = report.metrics[policy.metric]
+    threshold = policy.thresholds.get(policy.metric)
+    passed = f"{label(policy.metric)} {value:.3f}"
+    if threshold is not None:
+        passed += f" {'<=' if policy.metric in LESS_IS_BETTER else '>='} {threshold:.3f}"
+
+    def registered(code: str, why: str) -> Verdict:
+        return Verdict("registered", code, f"{passed}, {why}")
+
+    if champion is not None and champion.bundle_sha256 == report.bundle_sha256:
+        return registered("already_champion", f"already the champion (v{champion.version})")
+    if not policy.auto_promote:
+        return registered("manual", "promotion is manual: `mlops produce`")
+    if champion is None:
+        return Verdict("promoted", "first", f"{passed} (no champion yet)")
+    if not subject.newest_data:
+        return registered("older_data", f"its data is older than the champion's ({champion.dataset_version}, v{champion.version})")
+    compared = report.champion
+    if compared is None or compared.bundle_sha256 != champion.bundle_sha256:
+        return registered("champion_changed", f"not compared with the champion in place now (v{champion.version}): evaluate again")
+    theirs = compared.metrics.get(policy.metric, math.nan)
+    if not math.isfinite(theirs):
+        return registered("champion_unmeasured", f"the champion's {label(policy.metric)} is {theirs}")
+    against = f"champion {theirs:.3f}" + (f", p {compared.p_value:.2g}" if compared.p_value is not None else "")
+    if better(policy.metric, value, theirs) <= policy.min_improvement:
+        return registered("not_better", f"not better than the champion by more than {policy.min_improvement:g} ({against})")
+    return Verdict("promoted", "better", f"{passed}, better than the champion ({against})")

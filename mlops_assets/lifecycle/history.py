@@ -1,0 +1,115 @@
+"""What happened, for people: verdicts, promotions and versions as plain rows. Reading only; printing is `cli.py`'s."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.lifecycle import promotion
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+def compare(connection: Connection, system: str) -> list[dict[str, Any]]:
+    """One row per dataset version and variant, newest data first: its last verdict and its figures, refused ones beside the others."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "SELECT DISTINCT ON (d.first_seen_at, d.version, v.variant) d.version AS dataset_version, v.variant, v.outcome, v.sentence, v.at, "
+            "r.version AS model_version, p.body -> 'metrics' AS metrics "
+            "FROM dataset_version d LEFT JOIN verdict v ON v.system = d.system AND v.dataset_version = d.version "
+            "LEFT JOIN report p ON p.id = v.report_id "
+            "LEFT JOIN receipt r ON r.system = v.system AND r.attempt_id = v.attempt_id "
+            "WHERE d.system = :s ORDER BY d.first_seen_at DESC, d.version, v.variant, v.id DESC"
+        ),
+        {"s": system},
+    )
+    found = []
+    for row in rows:
+        metrics = {name: float(value) for name, value in (row.metrics or {}).items()}
+        found.append(
+            {
+                "dataset_version": row.dataset_version,
+                **({"variant": row.variant} if row.variant else {}),
+                "verdict": row.outcome or "no attempt yet",
+                "model": f"v{row.model_version}" if row.model_version else "",
+                **{name: metrics[name] for name in ("accuracy", "f1", "loss") if name in metrics},
+                "why": row.sentence or "",
+                "at": row.at.isoformat(timespec="seconds") if row.at else "",
+            }
+        )
+    return found
+
+
+def events(connection: Connection, system: str, *, at: datetime | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Promotions and verdicts in one list, newest first; with `at`, what was known by then."""
+    from sqlalchemy import text
+
+    rows = [
+        {
+            "at": p.at.isoformat(timespec="seconds"),
+            "event": p.kind,
+            "channel": p.channel,
+            "model": f"v{p.version}",
+            "dataset_version": p.dataset_version,
+            "actor": p.actor,
+            "why": p.reason,
+        }
+        for p in promotion.history(connection, system, at=at, limit=limit)
+    ]
+    verdicts = connection.execute(
+        text(
+            "SELECT * FROM verdict WHERE system = :s AND (CAST(:at AS timestamptz) IS NULL OR at <= :at) ORDER BY id DESC LIMIT :limit"
+        ),
+        {"s": system, "at": at, "limit": limit},
+    ).mappings()
+    rows += [
+        {
+            "at": v["at"].isoformat(timespec="seconds"),
+            "event": v["outcome"],
+            "channel": "",
+            "model": "",
+            "dataset_version": v["dataset_version"],
+            "actor": v["actor"],
+            "why": v["sentence"],
+        }
+        for v in verdicts
+    ]
+    return sorted(rows, key=lambda row: row["at"], reverse=True)[:limit]
+
+
+def champion_at(connection: Connection, system: str, at: datetime | None = None) -> dict[str, Any] | None:
+    """The champion now, or at a moment: version, data, metrics, who and why."""
+    found = promotion.history(connection, system, "champion", limit=1, at=at)
+    if not found:
+        return None
+    p = found[0]
+    return {
+        "system": system,
+        "version": p.version,
+        "sequence": p.sequence,
+        "dataset_version": p.dataset_version,
+        "bundle_sha256": p.bundle_sha256,
+        "metrics": p.receipt.metrics,
+        "thresholds": p.receipt.body["thresholds"],
+        "git_commit": p.receipt.body["git_commit"],
+        "actor": p.actor,
+        "reason": p.reason,
+        "since": p.at.isoformat(timespec="seconds"),
+        "uri": f"models:/{system}@champion",
+    }
+
+
+def last_report(connection: Connection, system: str, dataset_version: str, run_id: str) -> dict[str, Any] | None:
+    """The report that a Dagster run wrote: its metrics and the champion beside them."""
+    from sqlalchemy import text
+
+    body = connection.execute(
+        text(
+            "SELECT body FROM report WHERE system = :s AND body ->> 'dataset_version' = :v AND dagster_run_id = :run ORDER BY id DESC LIMIT 1"
+        ),
+        {"s": system, "v": dataset_version, "run": run_id},
+    ).scalar()
+    return {"metrics": body["metrics"], "rows": body["rows"], "champion": body["champion"]} if body else None

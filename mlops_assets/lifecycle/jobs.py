@@ -1,0 +1,146 @@
+"""Jobs that people launch: stage, produce, rollback, retention. They are jobs so that the event log has them; the launchpad is their form.
+
+Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `retention.py`).
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from mlops_assets.lifecycle.assets import deliver, key_of
+from mlops_assets.lifecycle.system import ModelSystem
+from mlops_assets.settings import SystemConfig
+
+if TYPE_CHECKING:
+    from mlops_assets.lifecycle.pipeline import Platform
+    from mlops_assets.lifecycle.promotion import Promotion
+    from mlops_assets.lifecycle.registrar import Registrar
+
+
+class Metric(Enum):
+    """What a model may be chosen by."""
+
+    Loss = "Loss"
+    Accuracy = "Accuracy"
+    F1 = "F1"
+    Recall = "Recall"
+    Precision = "Precision"
+
+
+class StageConfig(dg.Config):
+    metric: Metric = Field(default=Metric.Loss, description="Choose the candidate by this metric. / 어떤 지표를 기준으로 스테이지 하시겠습니까?")
+    reason: str = Field(default="", description="Why; recorded and signed.")
+
+
+class ProduceConfig(dg.Config):
+    metric: Metric = Field(default=Metric.Loss, description="Choose the champion by this metric. / 어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?")
+    version: int | None = Field(default=None, description="Promote this registered version instead of the best one.")
+    reason: str = Field(description="Why; recorded and signed.")
+
+
+class RollbackConfig(dg.Config):
+    to: int | None = Field(default=None, description="A former champion's version; empty: the one before the current.")
+    reason: str = Field(description="Why; recorded and signed.")
+
+
+class RetentionConfig(dg.Config):
+    dry_run: bool = Field(default=False, description="Only say what would go.")
+
+
+def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[Any]:
+    """`<system>_pipeline` (what the sensor starts), `_train`, `_register`, `_stage`, `_produce`, `_rollback`, `_retention`."""
+    name = system.name
+    layers = [key_of(name, "", "dataset"), key_of(name, "", "cleaned")]
+    attempts = [key_of(name, v, layer) for v in system.variants for layer in ("trained_model", "evaluation_report")]
+    registered = [*(key_of(name, v, "registered_model") for v in system.variants), key_of(name, "", "champion")]
+
+    def asset_job(suffix: str, selection: dg.AssetSelection, description: str) -> Any:
+        return dg.define_asset_job(
+            f"{name}_{suffix}",
+            selection=selection,
+            description=description,
+            tags={"mlops/system": name},
+        )
+
+    return [
+        asset_job("pipeline", dg.AssetSelection.groups(name), "Dataset to champion: what a new dataset version starts."),
+        asset_job("train", dg.AssetSelection.assets(*layers, *attempts), "Dataset to evaluation report and the gate; registers nothing."),
+        asset_job("register", dg.AssetSelection.assets(*registered), "Register what `_train` left, if the gate lets it."),
+        *_ledger_jobs(name, config, open_platform),
+    ]
+
+
+def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:
+    def act(context: dg.OpExecutionContext, do: Callable[["Registrar"], "Promotion"]) -> None:
+        from mlops_assets.lifecycle.registrar import Refused, Registrar
+
+        platform = open_platform()
+        actor = context.run.tags.get("mlops/actor") or context.run.tags.get("user") or f"run:{context.run_id[:8]}"
+        try:
+            done = do(Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run_id))
+        except Refused as error:
+            context.instance.add_run_tags(context.run_id, {"mlops/outcome": "refused"})
+            raise dg.Failure(str(error), allow_retries=False) from None
+        deliver(platform, context.log.warning)
+        context.log.info(f"{done.kind}: {name} v{done.version} ({done.dataset_version}), sequence {done.sequence}: {done.reason}")
+        if done.kind != "stage":
+            context.log_event(
+                dg.AssetMaterialization(
+                    key_of(name, "", "champion"),
+                    partition=done.dataset_version,
+                    metadata={"version": done.version, "sequence": done.sequence, "actor": done.actor, "why": done.reason, "kind": done.kind},
+                )
+            )
+
+    @dg.op(name=f"{name}_stage_op")
+    def stage_op(context: dg.OpExecutionContext, config: StageConfig) -> None:
+        act(context, lambda registrar: registrar.stage(config.metric.value, config.reason))
+
+    @dg.op(name=f"{name}_produce_op")
+    def produce_op(context: dg.OpExecutionContext, config: ProduceConfig) -> None:
+        act(context, lambda registrar: registrar.produce(config.metric.value, reason=config.reason, version=config.version))
+
+    @dg.op(name=f"{name}_rollback_op")
+    def rollback_op(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
+        act(context, lambda registrar: registrar.rollback(reason=config.reason, to=config.to))
+
+    @dg.op(name=f"{name}_retention_op")
+    def retention_op(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
+        from mlops_assets.lifecycle import retention
+
+        platform = open_platform()
+        done = retention.apply(
+            platform.engine,
+            platform.store,
+            name,
+            rollback_depth=platform.settings.rollback_depth,
+            actor=f"run:{context.run_id[:8]}",
+            dry_run=config.dry_run,
+        )
+        for kept in done.keep:
+            context.log.info(f"kept {kept.bundle_sha256[:12]} (v{kept.version}): {kept.why}")
+        for digest, version, size in done.delete:
+            context.log.info(f"{'would delete' if config.dry_run else 'deleted'} {digest[:12]} (v{version}): {size} bytes")
+
+    @dg.job(name=f"{name}_stage", description="Make the best registered version the candidate that the staging server serves.")
+    def stage() -> None:
+        stage_op()
+
+    @dg.job(name=f"{name}_produce", description="Promote a registered version to champion.")
+    def produce() -> None:
+        produce_op()
+
+    @dg.job(name=f"{name}_rollback", description="Serve a former champion again.")
+    def rollback() -> None:
+        rollback_op()
+
+    @dg.job(name=f"{name}_retention", description="Delete the bytes of old models that nothing reaches; their receipts stay.")
+    def retention_job() -> None:
+        retention_op()
+
+    return [stage, produce, rollback, retention_job]
+
+

@@ -1,0 +1,172 @@
+"""MLflow as a mirror of the ledger: versions, aliases and tags are filled from the outbox and put back when somebody moves them.
+
+The server never reads MLflow, so a mirror that is late or wrong changes nothing that is served. Everything here may run twice.
+Belongs here: what MLflow is told. Does not belong here: deciding, Dagster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets import crash
+from mlops_assets.lifecycle import promotion
+from mlops_assets.lifecycle.promotion import Receipt
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from sqlalchemy import Connection, Engine
+
+logger = logging.getLogger(__name__)
+
+ALIASES = ("candidate", "champion", "archive")
+
+
+def model_name(system: str) -> str:
+    return system
+
+
+class Mirror:
+    """One MLflow registry that follows one database."""
+
+    def __init__(self, engine: Engine, client: MlflowClient, public_keys: Path) -> None:
+        self.engine = engine
+        self.client = client
+        self.public_keys = public_keys
+
+    def deliver(self, notify: Callable[[str], None], *, limit: int = 100) -> int:
+        """Hand out what waits in the outbox, oldest first; returns how many were delivered.
+
+        A row that fails stays, with its error, and holds back the later ones of its own topic only.
+        """
+        from sqlalchemy import text
+
+        delivered = 0
+        held: set[str] = set()
+        with self.engine.begin() as connection:
+            rows = connection.execute(
+                text("SELECT id, topic, payload FROM outbox WHERE delivered_at IS NULL ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED"),
+                {"limit": limit},
+            ).all()
+            for row in rows:
+                if row.topic in held:
+                    continue
+                try:
+                    self._hand_out(connection, row.topic, row.payload, notify)
+                except Exception as error:  # the outside may fail in any way; the row stays and says how
+                    held.add(row.topic)
+                    logger.warning("outbox %s (%s) not delivered: %s", row.id, row.topic, error)
+                    connection.execute(
+                        text("UPDATE outbox SET tries = tries + 1, error = :error WHERE id = :id"),
+                        {"id": row.id, "error": str(error)[:2000]},
+                    )
+                    continue
+                crash.reach("mirror.before_delivered")
+                connection.execute(text("UPDATE outbox SET delivered_at = now(), error = NULL WHERE id = :id"), {"id": row.id})
+                delivered += 1
+        return delivered
+
+    def _hand_out(self, connection: Connection, topic: str, payload: Mapping[str, Any], notify: Callable[[str], None]) -> None:
+        if topic == "slack":
+            notify(payload["text"])
+        elif topic == "mlflow.version":
+            receipt = promotion.receipt(connection, payload["system"], payload["version"])
+            if receipt is not None:
+                crash.reach("mirror.before_version")
+                self.ensure_version(receipt)
+                crash.reach("mirror.after_version")
+        elif topic == "mlflow.aliases":
+            self.align(payload["system"])
+            crash.reach("mirror.after_alias")
+        else:
+            raise ValueError(f"unknown topic {topic!r}")
+
+    def ensure_version(self, receipt: Receipt) -> str:
+        """The MLflow version of the receipt, made when missing. Found again by its bundle digest, never by its number."""
+        promotion.verify_receipt(receipt, self.public_keys)
+        name = model_name(receipt.system)
+        body = receipt.body
+        known = self._versions(name)
+        if receipt.bundle_sha256 in known:
+            return known[receipt.bundle_sha256]
+        self._ensure_model(name)
+        run_id = body.get("mlflow_run_id")
+        tags = {
+            "bundle_sha256": receipt.bundle_sha256,
+            "receipt_version": str(receipt.version),
+            "dataset_version": receipt.dataset_version,
+            "manifest_sha256": body["manifest_sha256"],
+            "variant": receipt.variant,
+            "status": "candidate",
+        } | {f"metric.{metric}": f"{value:.6f}" for metric, value in body["metrics"].items()}
+        made = self.client.create_model_version(
+            name,
+            # Where the bytes are is the object store's business; MLflow never hands them out.
+            source=f"bundle:///{receipt.bundle_sha256}",
+            run_id=run_id,
+            await_creation_for=0,
+            tags=tags,
+            description=f"{receipt.system} v{receipt.version} on {receipt.dataset_version}: {body['reason']}",
+        )
+        return str(made.version)
+
+    def align(self, system: str) -> list[str]:
+        """Make the aliases what the ledger says; returns a sentence per alias that had to be moved."""
+        wanted = self._wanted(system)
+        name = model_name(system)
+        found = self._aliases(name)
+        moved = []
+        for alias in sorted({*ALIASES, *found}):
+            if found.get(alias) == wanted.get(alias):
+                continue
+            if alias in wanted:
+                self.client.set_registered_model_alias(name, alias, wanted[alias])
+            else:
+                self.client.delete_registered_model_alias(name, alias)
+            moved.append(f"{system}: alias {alias} was {found.get(alias, 'nowhere')}, the ledger says {wanted.get(alias, 'nowhere')}")
+        return moved
+
+    def _wanted(self, system: str) -> dict[str, str]:
+        """Alias -> MLflow version, from verified promotions alone."""
+        with self.engine.connect() as connection:
+            champion, _ = promotion.latest_verified(connection, system, "champion", self.public_keys)
+            candidate, _ = promotion.latest_verified(connection, system, "candidate", self.public_keys)
+            former = [p for p in promotion.history(connection, system, "champion") if champion and p.version != champion.version]
+        wanted: dict[str, str] = {}
+        if champion is not None:
+            wanted["champion"] = self.ensure_version(champion.receipt)
+        if candidate is not None and (champion is None or candidate.version != champion.version):
+            wanted["candidate"] = self.ensure_version(candidate.receipt)
+        if former:
+            wanted["archive"] = self.ensure_version(former[0].receipt)
+        return wanted
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as race:
+                if race.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+    def _versions(self, name: str) -> dict[str, str]:
+        found = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
+        return {version.tags["bundle_sha256"]: str(version.version) for version in reversed(found) if "bundle_sha256" in version.tags}

@@ -1,0 +1,284 @@
+"""The model half of a run, without Dagster: train one attempt, evaluate its exported bundle beside the champion.
+
+Used by the assets, `mlops train` and `ModelTrainer` alike. Belongs here: the order of the steps and what each leaves behind.
+Does not belong here: deciding (`gate.py`), registering (`registrar.py`), how a model is trained (the systems).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.lifecycle import bundle, ledger, promotion
+from mlops_assets.lifecycle.report import ChampionScore, Report
+from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
+from mlops_assets.settings import Settings, SystemConfig, canonical, git_commit
+from mlops_assets.tracking import TrackedRun, Tracking
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from mlops_assets.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the steps act on."""
+
+    settings: Settings
+    engine: Engine
+    store: ObjectStore
+    tracking: Tracking
+
+
+def connect(settings: Settings) -> Platform:
+    """Raises SettingsError when nothing runs."""
+    from mlops_assets import database
+    from mlops_assets.store import ObjectStore
+
+    return Platform(
+        settings, database.connect(settings.require("database_url")), ObjectStore.of(settings), Tracking(settings.mlflow_tracking_uri)
+    )
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """An attempt just recorded, with what people want to see of it."""
+
+    attempt: ledger.Attempt
+    trained: Trained
+    table: CleanedTable
+    run: TrackedRun
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    report_id: int
+    report: Report
+    evaluation: Evaluation
+
+
+class UnknownParameter(ValueError):
+    """A training parameter that the system does not have. The message lists the choices."""
+
+
+def code_version(system: ModelSystem, variant: str) -> str:
+    """Changes when, and only when, the text of the variant's own sources does."""
+    digest = hashlib.sha256()
+    for path in system.sources(variant):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def parameters_of(system: ModelSystem, config: SystemConfig, variant: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The variant's configured parameters with the caller's over them.
+
+    Raises:
+        UnknownParameter: an override that `system.parameter_names` does not list.
+    """
+    unknown = sorted(set(overrides) - set(system.parameter_names))
+    if unknown:
+        raise UnknownParameter(f"{system.name} has no parameter {', '.join(unknown)}: choose from {', '.join(sorted(system.parameter_names))}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return {**system.variant_parameters(config, variant), **given}
+
+
+def train(
+    platform: Platform,
+    system: ModelSystem,
+    config: SystemConfig,
+    *,
+    variant: str,
+    dataset_version: str,
+    run_id: str,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> Attempted:
+    """Train, export, publish and record one attempt.
+
+    A killed training leaves its checkpoints under the fingerprint; the same call again resumes from them. The bundle and the fp32 weights
+    are in the store before the attempt's row is written, so that a row never names bytes that are not there.
+    """
+    settings = platform.settings
+    parameters = parameters_of(system, config, variant, overrides or {})
+    seed = config.project.seed if seed is None else seed
+    with _one_training_at_a_time(settings, say), _scratch(settings) as scratch:
+        table = system.open_table(platform.store, platform.engine, dataset_version, scratch / "table")
+        code = code_version(system, variant)
+        identity = {
+            "system": system.name,
+            "variant": variant,
+            "manifest": table.manifest_sha256,
+            "parameters": dict(parameters),
+            "seed": seed,
+            "code": code,
+        }
+        fingerprint = hashlib.sha256(canonical(identity).encode()).hexdigest()
+        run = platform.tracking.start(
+            system.name,
+            "/".join(part for part in (dataset_version, variant, fingerprint[:8]) if part),
+            dagster_run_id=run_id,
+            tags={"variant": variant, "dataset_version": dataset_version, "fingerprint": fingerprint, "git_commit": git_commit()},
+        )
+        run.log_params({**parameters, "seed": seed, "dataset_version": dataset_version, "manifest_sha256": table.manifest_sha256})
+        workdir = settings.home / "training" / fingerprint[:16]
+        workdir.mkdir(parents=True, exist_ok=True)
+        context = TrainContext(
+            system=system.name,
+            variant=variant,
+            table=table,
+            config=config,
+            parameters=parameters,
+            seed=seed,
+            fingerprint=fingerprint,
+            workdir=workdir,
+            log_dir=settings.home / "tensorboard" / system.name / dataset_version / (variant or fingerprint[:8]),
+            log_metrics=run.log_metrics,
+            threads=settings.threads,
+        )
+        try:
+            trained = system.train(context)
+            folder = scratch / "bundle"
+            folder.mkdir()
+            system.export(trained, context, folder)
+        except BaseException:
+            run.finish("FAILED")
+            raise
+        digest, files = bundle.publish(platform.store, folder)
+        for path in sorted(p for p in trained.folder.rglob("*") if p.is_file()):
+            platform.store.put(f"weights/{digest}/{path.relative_to(trained.folder).as_posix()}", path)
+        run.log_metrics({f"train/{name}": value for name, value in trained.metrics.items()}, 0)
+        run.log_bytes("bundle/bundle-digest.json", canonical({"bundle_sha256": digest, "files": {n: list(f) for n, f in files.items()}}).encode())
+        attempt = ledger.Attempt(
+            system=system.name,
+            variant=variant,
+            dataset_version=dataset_version,
+            manifest_sha256=table.manifest_sha256,
+            config=dict(parameters),
+            config_sha256=hashlib.sha256(canonical(dict(parameters)).encode()).hexdigest(),
+            code_version=code,
+            git_commit=git_commit(),
+            seed=seed,
+            fingerprint=fingerprint,
+            parent_bundle_sha256=None,
+            bundle_sha256=digest,
+            bundle_files=files,
+            metrics=dict(trained.metrics),
+            mlflow_run_id=run.run_id,
+            dagster_run_id=run_id,
+        )
+        with platform.engine.begin() as connection:
+            attempt = ledger.attempt(connection, ledger.record_attempt(connection, attempt))
+        shutil.rmtree(workdir, ignore_errors=True)
+        run.finish()
+    say(f"attempt {attempt.id}: bundle {digest[:12]}")
+    return Attempted(attempt, trained, table, run)
+
+
+def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id: str) -> Evaluated:
+    """Run the attempt's exported bundle, fetched from the store and verified, over the holdout; the champion over the same rows."""
+    settings = platform.settings
+    with platform.engine.connect() as connection:
+        attempt = ledger.attempt(connection, attempt_id)
+        champion, _ = promotion.latest_verified(connection, system.name, "champion", settings.public_keys_path)
+    with _scratch(settings) as scratch:
+        table = system.open_table(platform.store, platform.engine, attempt.dataset_version, scratch / "table")
+        folder = bundle.fetch(platform.store, attempt.bundle_sha256, attempt.bundle_files, scratch / "bundles")
+        evaluation = system.evaluate(folder, table, settings.threads)
+        compared = None
+        if champion is not None and champion.bundle_sha256 != attempt.bundle_sha256:
+            theirs_folder = bundle.fetch(platform.store, champion.bundle_sha256, champion.files, scratch / "bundles")
+            compared = _compare(champion, system.evaluate(theirs_folder, table, settings.threads), evaluation)
+    report = Report(
+        system=system.name,
+        variant=attempt.variant,
+        dataset_version=attempt.dataset_version,
+        attempt_id=attempt.id,
+        bundle_sha256=attempt.bundle_sha256,
+        manifest_sha256=table.manifest_sha256,
+        holdout_sha256=evaluation.holdout_sha256,
+        rows=evaluation.rows,
+        metrics=dict(evaluation.metrics),
+        created_at=datetime.now(timezone.utc),
+        champion=compared,
+        slices=dict(evaluation.slices),
+        tables=dict(evaluation.tables),
+    )
+    with platform.engine.begin() as connection:
+        report_id = ledger.record_report(connection, report, run_id)
+    _mirror_report(platform, attempt, evaluation)
+    return Evaluated(report_id, report, evaluation)
+
+
+def _compare(champion: promotion.Promotion, theirs: Evaluation, ours: Evaluation) -> ChampionScore:
+    from mlops_assets.training.metrics import mcnemar
+
+    if theirs.holdout_sha256 != ours.holdout_sha256:
+        raise ledger.LedgerError("champion and challenger were not measured on the same rows: the evaluation is not reproducible")
+    return ChampionScore(
+        champion.version,
+        champion.bundle_sha256,
+        champion.dataset_version,
+        dict(theirs.metrics),
+        p_value=mcnemar(ours.correct, theirs.correct).p_value,
+    )
+
+
+def _mirror_report(platform: Platform, attempt: ledger.Attempt, evaluation: Evaluation) -> None:
+    if attempt.mlflow_run_id is None or platform.tracking.uri is None:
+        return
+    run = TrackedRun(platform.tracking.client, attempt.mlflow_run_id)
+    run.log_metrics({f"holdout/{name}": value for name, value in evaluation.metrics.items()}, 0)
+    run.flush()
+    for picture in evaluation.pictures:
+        run.log_bytes(f"evaluation/{_slug(picture)}.png", picture.png)
+
+
+def _slug(picture: Picture) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in picture.title.lower()).strip("-") or "picture"
+
+
+def save_pictures(store: ObjectStore, digest: str, pictures: Sequence[Picture]) -> dict[str, str]:
+    """Title -> address in the store."""
+    links = {}
+    for picture in pictures:
+        key = f"reports/{digest}/{_slug(picture)}.png"
+        store.put(key, picture.png)
+        links[picture.title] = store.uri(key)
+    return links
+
+
+@contextmanager
+def _scratch(settings: Settings) -> Iterator[Path]:
+    """A folder under the home (not /tmp, which may be small), gone afterwards."""
+    import tempfile
+
+    parent = settings.home / "scratch"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _one_training_at_a_time(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
+    """Two trainings on the same cores take longer than one after the other. Dagster's pool queues its runs; this holds for callers
+    outside its queue too. The lock dies with the process."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "training.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another training runs on this machine: waiting for it to end")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

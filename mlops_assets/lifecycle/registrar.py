@@ -1,0 +1,368 @@
+"""The registrar: the only writer of receipts and promotions. One transaction under one lock per system; MLflow hears of it afterwards.
+
+Belongs here: register, stage, produce, rollback. Does not belong here: Dagster, MLflow (`mirror.py`), evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets import crash
+from mlops_assets.database import lock
+from mlops_assets.lifecycle import ledger, promotion
+from mlops_assets.lifecycle.bundle import digest_of
+from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide
+from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
+from mlops_assets.lifecycle.report import ChampionScore, Report, better, label, metric_name
+from mlops_assets.lifecycle.signing import BadSignature, Signer, load_signer
+from mlops_assets.settings import Settings, SystemConfig, canonical
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+
+class Refused(Exception):
+    """What was asked for is not done, for a reason the gate or the ledger gives. Exit code 1."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    verdict: Verdict
+    receipt: Receipt | None
+    promotion: Promotion | None
+
+
+def policy_of(config: SystemConfig) -> Policy:
+    return Policy(
+        thresholds={name.lower(): value for name, value in config.register_threshold.items()},
+        metric=config.promotion.metric.lower(),
+        min_improvement=config.promotion.min_improvement,
+        max_report_age=timedelta(hours=config.promotion.max_report_age_hours),
+        auto_promote=config.promotion.mode == "auto",
+    )
+
+
+class Registrar:
+    """Writes under the lock `mlops_assets.promotion.<system>`: two registrars never interleave.
+
+    Args:
+        settings: for the signing key and the public keys.
+        actor: who is behind the calls (`run:<id>` or a user), recorded and signed.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, config: SystemConfig, *, actor: str, dagster_run_id: str | None = None) -> None:
+        self.engine = engine
+        self.config = config
+        self.system = config.project.name
+        self.policy = policy_of(config)
+        self.actor = actor
+        self.dagster_run_id = dagster_run_id
+        self.public_keys = settings.public_keys_path
+        self._signer: Signer = load_signer(settings)
+
+    def judge(self, attempt_id: int, report_id: int | None) -> Verdict:
+        """The gate's verdict now, for the check. A refusal is recorded; anything else the registrar records when it acts."""
+        with self.engine.begin() as connection:
+            attempt, verdict, _ = self._decide(connection, attempt_id, report_id)
+            crash.reach("check.before_verdict")
+            if verdict.outcome == "refused":
+                self._record(connection, verdict, attempt, report_id)
+        return verdict
+
+    def register(self, attempt_id: int, report_id: int | None) -> Registration:
+        """Decide again from the rows themselves and commit what follows: receipt, promotion, outbox. All of it or nothing.
+
+        Registering the same bundle again returns its first receipt and appends nothing but the verdict.
+        """
+        with self.engine.begin() as connection, self._locked(connection):
+            attempt, verdict, champion = self._decide(connection, attempt_id, report_id)
+            self._record(connection, verdict, attempt, report_id)
+            if verdict.outcome == "refused":
+                return Registration(verdict, None, None)
+            crash.reach("registrar.before_receipt")
+            receipt = self._receipt(connection, attempt, report_id, verdict, champion)
+            crash.reach("registrar.after_receipt")
+            promoted = None
+            if verdict.outcome == "promoted":
+                promoted = self._append(connection, receipt, "champion", "promote", verdict.sentence)
+            crash.reach("registrar.before_commit")
+        crash.reach("registrar.after_commit")
+        return Registration(verdict, receipt, promoted)
+
+    def best(self, metric: str, connection: Connection) -> tuple[Receipt, str, float]:
+        """The registered version that is best by `metric`, the metric's own name and the value. Below today's thresholds nothing counts.
+
+        Raises:
+            Refused: no version qualifies. UnknownMetric: no report has that metric.
+        """
+        found = promotion.receipts(connection, self.system)
+        if not found:
+            raise Refused(f"{self.system} has no registered version: train one with `mlops train {self.system} --dataset-version V`")
+        name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics}))
+        passing = [r for r in found if name in r.metrics and self._below(r) is None]
+        if not passing:
+            raise Refused(f"no registered version of {self.system} meets register_threshold as it is now: {self._below(found[0])}")
+        # Versions that were measured on the same rows as the newest one come first: only those figures compare.
+        newest = max(passing, key=lambda r: r.version).body["holdout_sha256"]
+        comparable = [r for r in passing if r.body["holdout_sha256"] == newest] or passing
+        chosen = max(comparable, key=lambda r: (better(name, r.metrics[name], 0.0), r.version))
+        return chosen, name, chosen.metrics[name]
+
+    def stage(self, metric: str | None = None, reason: str = "", *, version: int | None = None) -> Promotion:
+        """Make the best registered version by `metric` (default: the policy's), or `version`, the candidate that the staging server serves."""
+        with self.engine.begin() as connection, self._locked(connection):
+            receipt, why = self._chosen(connection, metric, version)
+            return self._append(connection, receipt, "candidate", "stage", f"{reason} ({why})" if reason else why)
+
+    def produce(self, metric: str | None = None, *, reason: str, version: int | None = None) -> Promotion:
+        """Promote the best registered version by `metric` (default: the policy's), or `version`, to champion."""
+        if not reason.strip():
+            raise ValueError("a promotion by hand needs a reason: --reason TEXT")
+        with self.engine.begin() as connection, self._locked(connection):
+            receipt, why = self._chosen(connection, metric, version)
+            current = promotion.latest(connection, self.system, "champion")
+            if current is not None and current.version == receipt.version:
+                raise Refused(f"{self.system} v{receipt.version} is the champion already")
+            return self._append(connection, receipt, "champion", "promote", f"{reason} ({why})")
+
+    def rollback(self, *, reason: str, to: int | None = None) -> Promotion:
+        """Serve a former champion again: `to`, or the one before the current.
+
+        Raises:
+            Refused: there is none, it never was champion, or its bytes are gone.
+        """
+        if not reason.strip():
+            raise ValueError("a rollback needs a reason: --reason TEXT")
+        with self.engine.begin() as connection, self._locked(connection):
+            champions = promotion.history(connection, self.system, "champion", limit=1000)
+            if not champions:
+                raise Refused(f"{self.system} has no champion to roll back from")
+            current = champions[0].version
+            former = list(dict.fromkeys(p.version for p in champions if p.version != current))
+            if to is None and not former:
+                raise Refused(f"{self.system} v{current} is the only champion there ever was")
+            version = to if to is not None else former[0]
+            if version not in former:
+                known = ", ".join(f"v{v}" for v in former) or "none"
+                raise Refused(f"{self.system} v{version} never was champion before v{current}; former champions: {known}")
+            receipt = self._registered(connection, version)
+            return self._append(connection, receipt, "champion", "rollback", reason)
+
+    # --- what the transactions above are made of ---
+
+    def _locked(self, connection: Connection) -> Any:
+        return lock(connection, f"mlops_assets.promotion.{self.system}")
+
+    def _chosen(self, connection: Connection, metric: str | None, version: int | None) -> tuple[Receipt, str]:
+        """The receipt that a person chose, by number or by metric, and how. Today's thresholds hold for both."""
+        if version is None:
+            receipt, name, value = self.best(metric or self.policy.metric, connection)
+            return receipt, f"best {label(name)} {value:.3f}"
+        receipt = self._registered(connection, version)
+        below = self._below(receipt)
+        if below is not None:
+            raise Refused(f"{self.system} v{version} is under today's register_threshold: {below}")
+        return receipt, f"v{version} by number"
+
+    def _decide(self, connection: Connection, attempt_id: int, report_id: int | None) -> tuple[ledger.Attempt, Verdict, ChampionScore | None]:
+        attempt = ledger.attempt(connection, attempt_id)
+        if attempt.system != self.system or digest_of(attempt.bundle_files) != attempt.bundle_sha256:
+            raise ledger.LedgerError(f"attempt {attempt_id} is not an intact attempt of {self.system}: train again")
+        report = ledger.report(connection, report_id)
+        champion = self._champion(connection)
+        subject = Subject(
+            attempt.id,
+            attempt.bundle_sha256,
+            attempt.manifest_sha256,
+            datetime.now(timezone.utc),
+            newest_data=champion is None or not _is_older(connection, self.system, attempt.dataset_version, champion.dataset_version),
+        )
+        return attempt, decide(report, champion, self.policy, subject), champion
+
+    def _champion(self, connection: Connection) -> ChampionScore | None:
+        """The champion that is really in place: the newest promotion that verifies."""
+        found, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
+        if found is None:
+            return None
+        return ChampionScore(found.version, found.bundle_sha256, found.dataset_version, found.receipt.metrics)
+
+    def _below(self, receipt: Receipt) -> str | None:
+        for metric, threshold in self.policy.thresholds.items():
+            value = receipt.metrics.get(metric)
+            if value is None or not better(metric, value, threshold) >= 0:
+                return f"v{receipt.version} has {label(metric)} {'none' if value is None else f'{value:.3f}'}, the threshold is {threshold:.3f}"
+        return None
+
+    def _registered(self, connection: Connection, version: int) -> Receipt:
+        from sqlalchemy import text
+
+        receipt = promotion.receipt(connection, self.system, version)
+        if receipt is None:
+            raise Refused(f"{self.system} v{version} is not registered: `mlops history {self.system}` lists the versions")
+        try:
+            promotion.verify_receipt(receipt, self.public_keys)
+        except BadSignature as error:
+            raise Refused(f"{self.system} v{version} has no valid receipt: {error}") from None
+        gone = connection.execute(
+            text("SELECT at FROM bundle_deleted WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": receipt.bundle_sha256}
+        ).scalar()
+        if gone is not None:
+            raise Refused(
+                f"the bytes of {self.system} v{version} were deleted by retention on {gone:%Y-%m-%d %H:%M} UTC; "
+                f"train it again: `mlops train {self.system} --dataset-version {receipt.dataset_version}`"
+            )
+        return receipt
+
+    def _record(self, connection: Connection, verdict: Verdict, attempt: ledger.Attempt, report_id: int | None) -> None:
+        ledger.record_verdict(connection, verdict, attempt, report_id, actor=self.actor, dagster_run_id=self.dagster_run_id)
+        if verdict.outcome == "refused":
+            self._notify(connection, f"refused: {self.system} {attempt.dataset_version}: {verdict.sentence}", verdict.sentence_ko)
+
+    def _receipt(
+        self, connection: Connection, attempt: ledger.Attempt, report_id: int | None, verdict: Verdict, champion: ChampionScore | None
+    ) -> Receipt:
+        from sqlalchemy import text
+
+        known = connection.execute(
+            text("SELECT version FROM receipt WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": attempt.bundle_sha256}
+        ).scalar()
+        if known is not None:
+            return self._registered(connection, known)
+        report = ledger.report(connection, report_id)
+        assert report is not None  # a missing report is refused
+        version = connection.execute(
+            text("SELECT coalesce(max(version), 0) + 1 FROM receipt WHERE system = :s"), {"s": self.system}
+        ).scalar_one()
+        at = datetime.now(timezone.utc)
+        payload = canonical(self._receipt_body(attempt, report, report_id, verdict, champion, version, at))
+        connection.execute(
+            text(
+                "INSERT INTO receipt (system, version, variant, dataset_version, attempt_id, report_id, bundle_sha256, payload, signature, "
+                "key_id, at) VALUES (:system, :version, :variant, :dataset_version, :attempt_id, :report_id, :bundle_sha256, :payload, "
+                ":signature, :key_id, :at)"
+            ),
+            {
+                "system": self.system,
+                "version": version,
+                "variant": attempt.variant,
+                "dataset_version": attempt.dataset_version,
+                "attempt_id": attempt.id,
+                "report_id": report_id,
+                "bundle_sha256": attempt.bundle_sha256,
+                "payload": payload,
+                "signature": self._signer.sign(payload),
+                "key_id": self._signer.key_id,
+                "at": at,
+            },
+        )
+        self._tell_mirror(connection, "version", version)
+        self._notify(connection, f"registered: {self.system} v{version} ({attempt.dataset_version}): {verdict.sentence}", verdict.sentence_ko)
+        found = promotion.receipt(connection, self.system, version)
+        assert found is not None
+        return found
+
+    def _receipt_body(
+        self,
+        attempt: ledger.Attempt,
+        report: Report,
+        report_id: int | None,
+        verdict: Verdict,
+        champion: ChampionScore | None,
+        version: int,
+        at: datetime,
+    ) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "system": self.system,
+            "version": version,
+            "variant": attempt.variant,
+            "dataset_version": attempt.dataset_version,
+            "manifest_sha256": attempt.manifest_sha256,
+            "holdout_sha256": report.holdout_sha256,
+            "bundle_sha256": attempt.bundle_sha256,
+            "files": {name: list(file) for name, file in attempt.bundle_files.items()},
+            "attempt_id": attempt.id,
+            "report_id": report_id,
+            "report_sha256": report.sha256,
+            "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
+            "rows": report.rows,
+            "thresholds": dict(self.policy.thresholds),
+            "champion": {"version": champion.version, "bundle_sha256": champion.bundle_sha256} if champion else None,
+            "code_version": attempt.code_version,
+            "git_commit": attempt.git_commit,
+            "seed": attempt.seed,
+            "mlflow_run_id": attempt.mlflow_run_id,
+            "dagster_run_id": self.dagster_run_id,
+            "actor": self.actor,
+            "reason": verdict.sentence,
+            "at": at.isoformat(),
+        }
+
+    def _append(self, connection: Connection, receipt: Receipt, channel: Channel, kind: str, reason: str) -> Promotion:
+        from sqlalchemy import text
+
+        promotion.verify_receipt(receipt, self.public_keys)
+        sequence = connection.execute(
+            text("SELECT coalesce(max(sequence), 0) + 1 FROM promotion WHERE system = :s"), {"s": self.system}
+        ).scalar_one()
+        at = datetime.now(timezone.utc)
+        body = {
+            "format": 1,
+            "system": self.system,
+            "sequence": sequence,
+            "channel": channel,
+            "kind": kind,
+            "version": receipt.version,
+            "bundle_sha256": receipt.bundle_sha256,
+            "actor": self.actor,
+            "reason": reason,
+            "at": at.isoformat(),
+        }
+        payload = canonical(body)
+        connection.execute(
+            text(
+                "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, actor, reason, at) "
+                "VALUES (:system, :sequence, :channel, :kind, :version, :bundle_sha256, :payload, :signature, :key_id, :actor, :reason, :at)"
+            ),
+            {**body, "payload": payload, "signature": self._signer.sign(payload), "key_id": self._signer.key_id, "at": at},
+        )
+        self._tell_mirror(connection, "aliases", receipt.version)
+        words = {"promote": "promoted", "rollback": "rolled back to", "stage": "staged"}[kind]
+        self._notify(connection, f"{words}: {self.system} v{receipt.version} ({receipt.dataset_version}) by {self.actor}: {reason}")
+        found = promotion.latest(connection, self.system, channel)
+        assert found is not None
+        return found
+
+    def _tell_mirror(self, connection: Connection, topic: str, version: int) -> None:
+        from sqlalchemy import text
+
+        connection.execute(
+            text("INSERT INTO outbox (topic, payload) VALUES (:topic, :payload)"),
+            {"topic": f"mlflow.{topic}", "payload": canonical({"system": self.system, "version": version})},
+        )
+
+    def _notify(self, connection: Connection, message: str, korean: str | None = None) -> None:
+        from sqlalchemy import text
+
+        lines = [message, korean] if korean else [message]
+        connection.execute(
+            text("INSERT INTO outbox (topic, payload) VALUES ('slack', :payload)"), {"payload": canonical({"text": "\n".join(lines)})}
+        )
+
+
+def _is_older(connection: Connection, system: str, version: str, than: str) -> bool:
+    """Whether dataset `version` arrived before `than`."""
+    from sqlalchemy import text
+
+    if version == than:
+        return False
+    arrived = dict(
+        connection.execute(
+            text("SELECT version, first_seen_at FROM dataset_version WHERE system = :s AND version IN (:a, :b)"),
+            {"s": system, "a": version, "b": than},
+        ).all()
+    )
+    return version in arrived and than in arrived and arrived[version] < arrived[than]

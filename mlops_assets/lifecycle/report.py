@@ -1,0 +1,121 @@
+"""The evaluation report: what one attempt's exported bundle did on the holdout, beside the champion on the same rows.
+
+Belongs here: the record, the names and directions of metrics, the paired test's place. Does not belong here: computing metrics
+(`training/metrics.py`), deciding (`gate.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from mlops_assets.settings import canonical
+
+#: Metrics of which less is better; of all others more is.
+LESS_IS_BETTER = frozenset({"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects"})
+
+
+class UnknownMetric(ValueError):
+    """A metric that the report does not have. The message lists the choices."""
+
+
+def metric_name(name: str, known: Sequence[str]) -> str:
+    """The report's own name of `name` as people write it (F1, Accuracy, F1_Score, loss).
+
+    Raises:
+        UnknownMetric: not one of `known`; lists them.
+    """
+    wanted = name.lower().removesuffix("_score")
+    for candidate in known:
+        if candidate.lower() == wanted:
+            return candidate
+    raise UnknownMetric(f"unknown metric {name!r}: choose one of {', '.join(sorted(known))}")
+
+
+def better(metric: str, value: float, than: float) -> float:
+    """How much better `value` is than `than`, in the metric's own direction (negative: worse)."""
+    return than - value if metric in LESS_IS_BETTER else value - than
+
+
+def label(metric: str) -> str:
+    """How people write the metric: F1, Accuracy, Loss."""
+    return metric.upper() if metric in ("f1", "ece", "mae", "rmse", "lrap") else metric.capitalize()
+
+
+@dataclass(frozen=True)
+class ChampionScore:
+    """The champion on the challenger's holdout rows. `p_value`: McNemar's exact or chi-squared test on the paired answers."""
+
+    version: int
+    bundle_sha256: str
+    dataset_version: str
+    metrics: Mapping[str, float]
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """`metrics` as measured, NaN included; `created_at` is aware UTC."""
+
+    system: str
+    variant: str
+    dataset_version: str
+    attempt_id: int
+    bundle_sha256: str
+    manifest_sha256: str
+    holdout_sha256: str
+    rows: int
+    metrics: Mapping[str, float]
+    created_at: datetime
+    champion: ChampionScore | None = None
+    slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """Plain JSON values; NaN and infinities, which JSON has not, as the strings `nan`, `inf`, `-inf`."""
+        values = asdict(self) | {
+            "created_at": self.created_at.isoformat(),
+            # 1 and 1.0 are one figure but two JSON texts: the digest must not depend on which was measured.
+            "metrics": _floats(self.metrics),
+            "slices": {name: _floats(figures) for name, figures in self.slices.items()},
+        }
+        if self.champion is not None:
+            values["champion"]["metrics"] = _floats(self.champion.metrics)
+        return dict(_jsonable(values))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(canonical(self.body()).encode()).hexdigest()
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> Report:
+        champion = body.get("champion")
+        return cls(
+            **{
+                **body,
+                "metrics": _floats(body["metrics"]),
+                "slices": {name: _floats(values) for name, values in body["slices"].items()},
+                "created_at": datetime.fromisoformat(body["created_at"]),
+                "champion": ChampionScore(**{**champion, "metrics": _floats(champion["metrics"])}) if champion else None,
+            }
+        )
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if hasattr(value, "item"):  # a numpy scalar
+        return _jsonable(value.item())
+    return value

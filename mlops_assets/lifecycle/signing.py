@@ -1,0 +1,104 @@
+"""Ed25519 signatures over receipts and promotions: they stop accidents and writes from outside (psql, the MLflow UI, a copied row).
+
+They do not stop code that runs inside the platform's own processes: that code can read the key. Belongs here: keys, sign, verify.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from mlops_assets.settings import Settings
+
+
+class BadSignature(Exception):
+    """A row that was not written by the registrar, or was changed since."""
+
+
+class KeyProblem(RuntimeError):
+    """The signing key is missing or readable by others. The message has the command that mends it."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    key: Ed25519PrivateKey
+    key_id: str
+
+    def sign(self, payload: str) -> str:
+        return base64.b64encode(self.key.sign(payload.encode())).decode()
+
+
+def _key_id(public: Ed25519PublicKey) -> str:
+    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.chmod(mode)
+    os.replace(aside, path)
+
+
+def rotate_key(settings: Settings) -> str:
+    """Make a new signing key; the old public half stays, so that what it signed still verifies. Returns the new key id."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key()
+    # The public half first: a signature must never exist before what verifies it.
+    _write(settings.public_keys_path / f"{_key_id(public)}.pub", public.public_bytes_raw().hex().encode(), 0o644)
+    settings.signing_key_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(settings.signing_key_path, key.private_bytes_raw().hex().encode(), 0o600)
+    return _key_id(public)
+
+
+def ensure_key(settings: Settings) -> str:
+    """The id of the signing key, made on first use."""
+    return load_signer(settings).key_id if settings.signing_key_path.exists() else rotate_key(settings)
+
+
+def load_signer(settings: Settings) -> Signer:
+    """The registrar's key.
+
+    Raises:
+        KeyProblem: no key, not a key, or others may read it.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = settings.signing_key_path
+    if not path.exists():
+        raise KeyProblem(f"no signing key at {path}: start the platform once with `mlops up`, it makes one")
+    if path.stat().st_mode & 0o077:
+        raise KeyProblem(f"{path} can be read by others: run `chmod 600 {path}`, then `mlops doctor --rotate-key` if it was exposed")
+    try:
+        key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+    except ValueError as error:
+        raise KeyProblem(f"{path} holds no Ed25519 key ({error}): restore it, or make a new one with `mlops doctor --rotate-key`") from None
+    return Signer(key, _key_id(key.public_key()))
+
+
+def verify(payload: str, signature: str, key_id: str, public_keys: Path) -> None:
+    """Raises BadSignature unless `signature` over `payload` was made by the key `key_id` whose public half is in `public_keys`."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    path = public_keys / f"{key_id}.pub"
+    if not key_id.isalnum() or not path.exists():
+        raise BadSignature(f"signed by the key {key_id!r}, which is not in {public_keys}")
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(path.read_text().strip()))
+    try:
+        public.verify(base64.b64decode(signature, validate=True), payload.encode())
+    except (InvalidSignature, ValueError):
+        raise BadSignature(f"the signature does not belong to the row (key {key_id})") from None

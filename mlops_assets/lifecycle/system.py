@@ -1,0 +1,136 @@
+"""What a system hands to the lifecycle: one `ModelSystem`, and the plain values that pass between its functions and ours.
+
+Belongs here: types. Does not belong here: any behaviour, Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlops_assets.settings import SystemConfig
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from mlops_assets.store import ObjectStore
+
+
+@dataclass(frozen=True)
+class CleanedTable:
+    """The cleaned rows of one dataset version.
+
+    `folder` holds Parquet files (downloaded from the store, read only); every row has a `split` of train, validation or holdout.
+    """
+
+    system: str
+    dataset_version: str
+    manifest_sha256: str
+    folder: Path
+    rows: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG for people. At most 64 KiB go into an event, the rest is a link."""
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """All that a training may depend on, and where it may write.
+
+    Attributes:
+        parameters: the variant's section of the configuration with the caller's overrides applied (plain JSON values).
+        fingerprint: SHA-256 over data, variant, parameters, seed and code: checkpoints of another fingerprint are not resumed.
+        workdir: private to the fingerprint and kept across kills: checkpoints go to `workdir/checkpoints`.
+        log_metrics: called with (metrics, step); goes to MLflow. Cheap, never raises.
+        log_dir: TensorBoard folder.
+        parent: folder of the champion's fp32 weights to fine-tune from, or None.
+    """
+
+    system: str
+    variant: str
+    table: CleanedTable
+    config: SystemConfig
+    parameters: Mapping[str, Any]
+    seed: int
+    fingerprint: str
+    workdir: Path
+    log_dir: Path
+    log_metrics: Callable[[Mapping[str, float], int], None]
+    threads: int
+    parent: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns. `folder` holds the fp32 weights (safetensors), tokenizer and configuration."""
+
+    folder: Path
+    metrics: Mapping[str, float]
+    parameters: Mapping[str, Any]
+    pictures: Sequence[Picture] = ()
+    resumed_from_step: int | None = None
+
+
+class Predictor(Protocol):
+    """The one inference path: used by evaluation, server, CLI and Python callers alike."""
+
+    labels: Sequence[str]
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """One answer per input, in order. Raises ValueError for an input that breaks a limit."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a bundle did on the holdout.
+
+    Attributes:
+        metrics: overall figures by name (loss, accuracy, precision, recall, f1, ece, ...).
+        correct: per holdout row (in the table's order), whether the answer was right: for the paired test against the champion.
+        slices: slice name -> metrics with `rows`.
+        tables: title -> rows (worst errors, confusion matrix).
+    """
+
+    metrics: Mapping[str, float]
+    rows: int
+    holdout_sha256: str
+    correct: Sequence[bool]
+    slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
+class ModelSystem:
+    """Everything the model half needs to know of a system.
+
+    Attributes:
+        variants: names of its models; a system with one model has the single variant "".
+        variant_parameters: (config, variant) -> the parameters of that variant before overrides.
+        parameter_names: the overrides that `mlops train` and the launchpad may give -> their type.
+        train: trains; must resume from `context.workdir` when a verified checkpoint is there.
+        export: (trained, context, folder) writes the bundle's files (see `lifecycle/bundle.py`) into `folder`.
+        evaluate: (bundle folder, table, threads) runs the bundle through `load_predictor` over the holdout rows.
+        open_table: (store, engine, dataset version, folder) downloads and verifies the cleaned rows.
+        load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
+        sources: files whose text is the code version of each variant.
+    """
+
+    name: str
+    config_type: type[SystemConfig]
+    train: Callable[[TrainContext], Trained]
+    export: Callable[[Trained, TrainContext, Path], None]
+    evaluate: Callable[[Path, CleanedTable, int], Evaluation]
+    load_predictor: Callable[[Path, int], Predictor]
+    open_table: Callable[[ObjectStore, Engine, str, Path], CleanedTable]
+    variant_parameters: Callable[[Any, str], Mapping[str, Any]]
+    parameter_names: Mapping[str, type]
+    sources: Callable[[str], Sequence[Path]]
+    variants: Sequence[str] = ("",)

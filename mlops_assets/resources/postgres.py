@@ -1,0 +1,37 @@
+"""The platform's own PostgreSQL as a Dagster resource over `mlops_assets.database`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from mlops_assets.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
+    """One database. An empty `url` is an error when it is used, not when the definitions load."""
+
+    url: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> PostgresResource:
+        return cls(url=settings.database_url or "")
+
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """An engine that is closed afterwards: sensors tick for months, and a tick leaves no connection behind."""
+        from mlops_assets import database
+
+        if not self.url:
+            raise SettingsError("database_url is not set: start the platform with `mlops up`, or set MLOPS_DATABASE_URL")
+        engine = database.connect(self.url, pool_size=2)
+        try:
+            yield engine
+        finally:
+            engine.dispose()

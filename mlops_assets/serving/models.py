@@ -1,0 +1,612 @@
+"""Which model answers: each system's host follows the signed promotion ledger, and a bad bundle never replaces a good one.
+
+A promotion is verified with the public keys, its bundle fetched by digest, tried in a child process, loaded, and only then does one
+reference change; requests in flight keep the model that they began with. Belongs here: following, verifying, swapping, remembering.
+Does not belong here: how a bundle loads (`loading.py`), HTTP (`app.py`), writing to the ledger (`lifecycle/registrar.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.lifecycle import promotion as ledger
+from mlops_assets.lifecycle.bundle import BadBundle, fetch
+from mlops_assets.lifecycle.promotion import Promotion, Receipt
+from mlops_assets.lifecycle.signing import BadSignature
+from mlops_assets.serving import loading
+from mlops_assets.serving.loading import Predictor
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from mlops_assets.settings import Settings
+    from mlops_assets.store import ObjectStore
+
+log = logging.getLogger("mlops.serving")
+
+#: Versions asked for by name that stay loaded, per system.
+NAMED_RESIDENT = 2
+#: Refusals that GET /models remembers, per system.
+REFUSALS_KEPT = 20
+#: A version by name that could not be loaded is not tried again for so long: loading is the dearest thing a client can ask for.
+NAMED_RETRY_SECONDS = 30.0
+MAX_BACKOFF_SECONDS = 30.0
+
+
+class VersionUnavailable(Exception):
+    """A version asked for by name cannot answer. `code`: unknown_version, version_deleted, version_refused, ledger_away."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One loaded version. Requests hold on to it until they are answered."""
+
+    system: str
+    version: int
+    bundle_sha256: str
+    dataset_version: str
+    metrics: Mapping[str, float]
+    predictor: Predictor
+    loaded_at: datetime
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "bundle_sha256": self.bundle_sha256,
+            "dataset_version": self.dataset_version,
+            "labels": list(self.predictor.labels),
+            "metrics": dict(self.metrics),
+            "loaded_at": self.loaded_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a promotion is not served. `code` is stable."""
+
+    sequence: int
+    version: int | None
+    code: str
+    reason: str
+    at: str
+
+
+class ModelHost:
+    """The models of one system on one channel.
+
+    Args:
+        folder: private to this host: fetched bundles and the state file.
+        load_seconds: time limit of a bundle's first load.
+    """
+
+    def __init__(
+        self,
+        system: str,
+        channel: ledger.Channel,
+        *,
+        store: ObjectStore,
+        public_keys: Path,
+        folder: Path,
+        threads: int,
+        resident_previous: int = 1,
+        load_seconds: float = loading.LOAD_SECONDS,
+        on_swap: Callable[[Model, Promotion], None] | None = None,
+        on_refusal: Callable[[str, Refusal], None] | None = None,
+    ) -> None:
+        self.system = system
+        self.channel: ledger.Channel = channel
+        self.current: Model | None = None
+        self.promotion: Promotion | None = None
+        self.previous: list[Model] = []
+        self.refusals: list[Refusal] = []
+        self.retrying: str | None = None
+        self._store = store
+        self._public_keys = public_keys
+        self._bundles = folder / "bundles"
+        self._state_file = folder / "state.json"
+        self._threads = threads
+        self._resident_previous = resident_previous
+        self._load_seconds = load_seconds
+        self._on_swap = on_swap
+        self._on_refusal = on_refusal
+        self._lock = threading.RLock()
+        self._loading: threading.Thread | None = None
+        self._loading_sequence = 0
+        self._opening: list[str] = []
+        """Digests that are being fetched or loaded now: pruning leaves them alone."""
+        self._settled: int | None = None
+        """The ledger's newest sequence when it was last decided on; nothing is looked at again until it changes."""
+        self._tries = 0
+        self._retry_at = 0.0
+        self._named: OrderedDict[int, Model] = OrderedDict()
+        self._named_failures: dict[int, tuple[float, str]] = {}
+        self._named_lock = threading.Lock()
+        self.applied = self._highest_applied()
+        for path in self._bundles.glob(".*"):  # downloads that a killed process left behind
+            shutil.rmtree(path, ignore_errors=True)
+
+    # --- following -------------------------------------------------------------------------------------------------------------
+
+    def wants(self, newest: int) -> bool:
+        """Whether the ledger, whose newest sequence is `newest`, must be looked at."""
+        with self._lock:
+            if newest == self._settled:
+                return False
+            if self._loading is not None:  # it may hang, and what is newer may be the rollback to what is resident
+                return newest > self._loading_sequence
+            return time.monotonic() >= self._retry_at
+
+    def consider(self, connection: Connection, newest: int) -> None:
+        """Look at the ledger and act: swap at once to what is resident, load the rest on a thread of its own."""
+        found, rejected = ledger.latest_verified(connection, self.system, self.channel, self._public_keys)
+        with self._lock:
+            if rejected:
+                self._refuse(newest, None, "bad_signature", rejected[0])
+            elif found is None or found.sequence < newest:
+                self._refuse(newest, None, "no_receipt", f"promotion #{newest} has no receipt")
+            if found is None:
+                self._settled = newest
+                return
+            if found.sequence < self.applied:
+                if not rejected:
+                    reason = f"the ledger's newest is #{found.sequence}, #{self.applied} was served before: refused, the ledger went back"
+                    self._refuse(found.sequence, found.version, "lower_sequence", reason)
+                self._settled = newest
+                return
+            if self.current is not None and found.sequence == self.applied:
+                self._settled = newest
+                return
+            resident = self._resident(found.bundle_sha256)
+            if resident is not None:
+                self._swap(resident, found)
+                self._settled = newest
+            elif self._loading is None:
+                self._loading_sequence = newest
+                self._loading = threading.Thread(target=self._load, args=(found, newest), name=f"load-{self.system}", daemon=True)
+                self._loading.start()
+
+    def restore(self) -> bool:
+        """Serve the last promotion that was served before, from the disk alone; it is verified again. False when there is none."""
+        with self._lock:
+            if self.current is not None or self._loading is not None:
+                return self.current is not None
+            found = self._remembered()
+            if found is None:
+                return False
+            try:
+                ledger.verify(found, self._public_keys)
+                model = self._open(found.receipt)
+            except Exception as error:  # without the store and without the disk there is nothing to serve: say why, keep following
+                code = getattr(error, "code", "bad_signature" if isinstance(error, BadSignature) else "unavailable")
+                self._refuse(found.sequence, found.version, code, f"from the disk: {_line(error)}")
+                return False
+            self._swap(model, found)
+            return True
+
+    def preload_previous(self, connection: Connection) -> None:
+        """After a restart: load the champion before the current one too, so that a rollback stays a matter of milliseconds."""
+        with self._lock:
+            if self.current is None or self.previous or self._resident_previous == 0 or self._loading is not None:
+                return
+            version = self.current.version
+        for found in ledger.history(connection, self.system, self.channel, limit=20):
+            if found.version == version or found.sequence > self.applied:
+                continue
+            try:
+                ledger.verify(found, self._public_keys)
+                model = self._open(found.receipt)
+            except Exception as error:
+                log.warning("%s: the previous v%s does not stay at hand: %s", self.system, found.version, _line(error))
+                return
+            with self._lock:
+                if self.current is not None and self.current.version == version and not self.previous:
+                    self.previous = [model]
+            return
+
+    def retry(self) -> None:
+        """Forget what was decided: the next look at the ledger decides again, also on what was refused."""
+        with self._lock:
+            self._settled = None
+            self._retry_at = 0.0
+            self._named_failures.clear()
+
+    def wait(self, timeout: float) -> None:
+        """Until a load in progress has ended."""
+        thread = self._loading
+        if thread is not None:
+            thread.join(timeout)
+
+    def _load(self, found: Promotion, newest: int) -> None:
+        problem: Exception | None = None
+        try:
+            model = self._open(found.receipt)
+        except Exception as error:  # whatever happens on this thread must end in the log and in GET /models
+            problem = error
+        with self._lock:
+            self._loading = None
+            if problem is None:
+                self._tries, self.retrying = 0, None
+                if found.sequence >= self.applied:
+                    self._swap(model, found)
+                self._settled = newest
+            elif isinstance(problem, BadBundle):
+                self._tries, self.retrying = 0, None
+                self._refuse(found.sequence, found.version, problem.code, str(problem))
+                self._settled = newest
+            else:
+                self._tries += 1
+                delay = min(MAX_BACKOFF_SECONDS, 0.5 * 2**self._tries)
+                self._retry_at = time.monotonic() + delay
+                self.retrying = f"v{found.version} cannot be fetched ({type(problem).__name__}: {problem}); next try in {delay:g} s"
+                log.warning("%s: %s", self.system, self.retrying)
+
+    def _open(self, receipt: Receipt) -> Model:
+        """Fetch, verify, try and load a registered version.
+
+        Raises:
+            BadBundle: it must not be served. OSError and the store's errors: it could not be fetched, and may be later.
+        """
+        digest = receipt.bundle_sha256
+        self._opening.append(digest)
+        try:
+            folder = self._fetch(receipt)
+            tried = self._bundles / f"{digest}.tried"
+            if not tried.exists():
+                loading.try_in_child(folder, self.system, self._threads, self._load_seconds)
+            predictor = loading.load(folder, self.system, self._threads)
+            tried.touch()
+        finally:
+            self._opening.remove(digest)
+        _give_memory_back()
+        return Model(self.system, receipt.version, digest, receipt.dataset_version, receipt.metrics, predictor, datetime.now(UTC))
+
+    def _fetch(self, receipt: Receipt) -> Path:
+        digest = receipt.bundle_sha256
+        was_there = (self._bundles / digest).exists()
+        try:
+            return fetch(self._store, digest, receipt.files, self._bundles)
+        except BadBundle as error:
+            if error.code != "wrong_digest" or not was_there:
+                raise
+            log.warning("%s: %s", self.system, error)  # the copy on disk had gone bad and is deleted now
+            return fetch(self._store, digest, receipt.files, self._bundles)
+
+    def _swap(self, model: Model, found: Promotion) -> None:
+        """The one moment at which another model begins to answer."""
+        before = self.current
+        self.current, self.promotion, self.applied = model, found, found.sequence
+        if before is not None and before is not model:
+            former = [before, *(m for m in self.previous if m is not model and m is not before)]
+            self.previous = former[: self._resident_previous]
+        self.retrying = None
+        log.info(
+            "%s: serving v%s (bundle %s, data %s) on %s, promotion #%s %s: %s",
+            *(self.system, model.version, model.bundle_sha256[:12], model.dataset_version, self.channel),
+            *(found.sequence, found.kind, found.reason),
+        )
+        try:
+            self._remember(found)
+            self._prune()
+        except OSError as error:
+            log.error("%s: v%s is served, but not remembered for a start without the database: %s", self.system, model.version, error)
+        if self._on_swap is not None:
+            self._on_swap(model, found)
+
+    def _refuse(self, sequence: int, version: int | None, code: str, reason: str) -> None:
+        refusal = Refusal(sequence, version, code, reason, datetime.now(UTC).isoformat())
+        last = self.refusals[-1] if self.refusals else None
+        if last is not None and (last.sequence, last.code, last.reason) == (sequence, code, reason):
+            return
+        self.refusals = [*self.refusals, refusal][-REFUSALS_KEPT:]
+        still = f"v{self.current.version} serves on" if self.current else "nothing is served"
+        which = f"#{sequence} (v{version})" if version else f"#{sequence}"
+        log.error("%s: promotion %s refused (%s): %s; %s", self.system, which, code, reason, still)
+        if self._on_refusal is not None:
+            self._on_refusal(self.system, refusal)
+
+    def _resident(self, digest: str) -> Model | None:
+        known = [m for m in (self.current, *self.previous, *self._named.values()) if m is not None]
+        return next((m for m in known if m.bundle_sha256 == digest), None)
+
+    # --- a version by name -----------------------------------------------------------------------------------------------------
+
+    def loaded(self, version: int) -> Model | None:
+        """The version if it is resident, whoever asked for it."""
+        for model in (self.current, *self.previous, self._named.get(version)):
+            if model is not None and model.version == version:
+                return model
+        return None
+
+    def named(self, version: int, engine: Engine) -> Model:
+        """A registered version, loaded when it is not resident yet. Blocks: call it on a thread.
+
+        Raises:
+            VersionUnavailable
+        """
+        with self._named_lock:
+            resident = self.loaded(version)
+            if resident is not None:
+                return resident
+            until, reason = self._named_failures.get(version, (0.0, ""))
+            if time.monotonic() < until:
+                raise VersionUnavailable("version_refused", reason)
+            try:
+                model = self._open(self._registered(version, engine))
+            except VersionUnavailable:
+                raise
+            except BadBundle as error:
+                reason = f"{self.system} v{version} cannot be served ({error.code}): {error}"
+                self._named_failures[version] = (time.monotonic() + NAMED_RETRY_SECONDS, reason)
+                log.error("%s", reason)
+                raise VersionUnavailable("version_refused", reason) from None
+            except Exception as error:
+                raise VersionUnavailable("ledger_away", f"{self.system} v{version} cannot be fetched now: {_line(error)}") from error
+            self._named[version] = model
+            while len(self._named) > NAMED_RESIDENT:
+                self._named.popitem(last=False)
+            log.info("%s: v%s loaded by name", self.system, version)
+            return model
+
+    def _registered(self, version: int, engine: Engine) -> Receipt:
+        from sqlalchemy import text
+
+        with engine.connect() as connection:
+            found = ledger.receipt(connection, self.system, version)
+            if found is None:
+                raise VersionUnavailable("unknown_version", f"{self.system} has no registered version {version}")
+            gone = connection.execute(
+                text("SELECT at FROM bundle_deleted WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": found.bundle_sha256}
+            ).scalar()
+        if gone is not None:
+            message = f"the bytes of {self.system} v{version} were deleted by retention on {gone:%Y-%m-%d}"
+            raise VersionUnavailable("version_deleted", message)
+        try:
+            ledger.verify_receipt(found, self._public_keys)
+        except BadSignature as error:
+            raise BadBundle("bad_signature", str(error)) from None
+        return found
+
+    # --- what GET /models shows ------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        with self._lock:
+            serving = None
+            if self.current is not None and self.promotion is not None:
+                since = {"sequence": self.promotion.sequence, "kind": self.promotion.kind, "promoted_at": self.promotion.at.isoformat()}
+                serving = self.current.describe() | since
+            return {
+                "system": self.system,
+                "channel": self.channel,
+                "serving": serving,
+                "previous": [m.describe() for m in self.previous],
+                "named": [m.describe() for m in list(self._named.values())],
+                "loading": self._loading is not None,
+                "retrying": self.retrying,
+                "refused": [asdict(refusal) for refusal in reversed(self.refusals)],
+            }
+
+    # --- what survives a restart -----------------------------------------------------------------------------------------------
+
+    def _remember(self, found: Promotion) -> None:
+        state = asdict(found) | {"receipt": asdict(found.receipt)}
+        self._state_file.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._state_file.with_suffix(".new")
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(state, file, default=str, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self._state_file)
+
+    def _remembered(self) -> Promotion | None:
+        try:
+            state = json.loads(self._state_file.read_text(encoding="utf-8"))
+            receipt = Receipt(**state["receipt"] | {"at": datetime.fromisoformat(state["receipt"]["at"])})
+            return Promotion(**state | {"receipt": receipt, "at": datetime.fromisoformat(state["at"])})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            log.error("%s: %s cannot be read (%s): it is ignored", self.system, self._state_file, error)
+            return None
+
+    def _highest_applied(self) -> int:
+        """Only a promotion that verifies counts: a damaged or invented state file must not lock out the ledger."""
+        found = self._remembered()
+        if found is None or found.system != self.system or found.channel != self.channel:
+            return 0
+        try:
+            ledger.verify(found, self._public_keys)
+        except BadSignature as error:
+            log.error("%s: the remembered promotion is ignored: %s", self.system, error)
+            return 0
+        return found.sequence
+
+    def _prune(self) -> None:
+        """Delete fetched bundles that nothing here serves."""
+        keep = {m.bundle_sha256 for m in (self.current, *self.previous, *self._named.values()) if m is not None} | set(self._opening)
+        for path in self._bundles.iterdir():
+            if path.name.removesuffix(".tried") in keep or path.name.startswith("."):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+class Follower:
+    """Keeps the hosts of one server in step with the ledger: told by NOTIFY, and looking every `poll_seconds` in any case.
+
+    The database may be away at the start or go away later: what is served stays, and the follower comes back by itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        channel: ledger.Channel,
+        engine: Engine,
+        *,
+        load_seconds: float = loading.LOAD_SECONDS,
+        on_swap: Callable[[Model, Promotion], None] | None = None,
+        on_refusal: Callable[[str, Refusal], None] | None = None,
+    ) -> None:
+        from mlops_assets.store import ObjectStore
+
+        self.channel: ledger.Channel = channel
+        self.away_since: str | None = None
+        self.away_reason: str | None = None
+        self._settings = settings
+        self._engine = engine
+        self._folder = settings.home / "serving" / channel
+        self._store = ObjectStore.of(settings)
+        self._load_seconds = load_seconds
+        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._hosts: dict[str, ModelHost] = {}
+        self._hosts_lock = threading.Lock()
+        self._check_lock = threading.Lock()
+        self._stop = threading.Event()
+        self._looked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        configured = {p.stem for p in settings.configs.glob("*.yaml")} - {"base"}
+        remembered = {p.parent.name for p in self._folder.glob("*/state.json")}
+        self.known = configured | remembered
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(self._settings.poll_seconds + 5)
+
+    def host(self, system: str) -> ModelHost | None:
+        """The host of a system that has, or once had, a promotion on this channel."""
+        return self._hosts.get(system)
+
+    def hosts(self) -> dict[str, ModelHost]:
+        return dict(sorted(self._hosts.items()))
+
+    def make_host(self, system: str) -> ModelHost:
+        with self._hosts_lock:
+            if system not in self._hosts:
+                self.known.add(system)
+                self._hosts[system] = ModelHost(
+                    system,
+                    self.channel,
+                    store=self._store,
+                    public_keys=self._settings.public_keys_path,
+                    folder=self._folder / system,
+                    threads=self._settings.threads,
+                    resident_previous=self._settings.resident_previous,
+                    load_seconds=self._load_seconds,
+                    on_swap=self._on_swap,
+                    on_refusal=self._on_refusal,
+                )
+            return self._hosts[system]
+
+    def has_looked(self, timeout: float | None = None) -> bool:
+        """Whether the ledger (or, when it is away, the disk) was looked at once and what it named has loaded or was refused."""
+        return self._looked.wait(timeout) if timeout is not None else self._looked.is_set()
+
+    def check(self, connection: Connection) -> None:
+        """One look at the ledger for every system."""
+        from sqlalchemy import text
+
+        with self._check_lock:
+            rows = connection.execute(
+                text("SELECT system, max(sequence) FROM promotion WHERE channel = :channel GROUP BY system"), {"channel": self.channel}
+            ).all()
+            for system, newest in rows:
+                host = self.make_host(system)
+                if host.wants(newest):
+                    host.consider(connection, newest)
+
+    def check_now(self, system: str) -> None:
+        """Look again, also at what was refused; returns when the load that follows has ended. Blocks: call it on a thread."""
+        host = self.make_host(system)
+        host.retry()
+        with self._engine.connect() as connection:
+            self.check(connection)
+        host.wait(self._load_seconds + 30)
+
+    def describe(self) -> dict[str, Any]:
+        ledger_state = {"connected": self.away_since is None, "away_since": self.away_since, "reason": self.away_reason}
+        return {"channel": self.channel, "ledger": ledger_state}
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    self._follow(connection)
+                    failures = 0
+            except Exception as error:  # the driver, the pool and the network each have their own; the thread must outlive them all
+                failures = 0 if self.away_since is None else failures + 1
+                self._on_away(error)
+                self._stop.wait(min(MAX_BACKOFF_SECONDS, self._settings.poll_seconds * 2 ** min(failures, 8)))
+
+    def _follow(self, connection: Connection) -> None:
+        from sqlalchemy import text
+
+        connection.execute(text("LISTEN promotion"))
+        driver: Any = connection.connection.driver_connection
+        while not self._stop.is_set():
+            self.check(connection)
+            if self.away_since is not None:
+                log.info("the ledger is back")
+                self.away_since = self.away_reason = None
+            if not self._looked.is_set():
+                for host in self._hosts.values():
+                    host.wait(self._load_seconds + 30)
+                self._restore()
+                self._looked.set()
+                threading.Thread(target=self._preload, name="preload", daemon=True).start()
+            for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
+                pass
+
+    def _preload(self) -> None:
+        try:
+            with self._engine.connect() as connection:
+                for host in list(self._hosts.values()):
+                    host.preload_previous(connection)
+        except Exception as error:
+            log.warning("the previous champions do not stay at hand: %s", _line(error))
+
+    def _on_away(self, error: Exception) -> None:
+        if self.away_since is None:
+            self.away_since = datetime.now(UTC).isoformat()
+            log.error("the ledger is away, what is served stays: %s", _line(error))
+        self.away_reason = _line(error)
+        self._restore()
+        self._looked.set()
+
+    def _restore(self) -> None:
+        """Whatever serves nothing serves what it last served."""
+        for path in sorted(self._folder.glob("*/state.json")):
+            host = self.make_host(path.parent.name)
+            if host.current is None and host.restore():
+                log.warning("%s: serving v%s from the disk", host.system, host.current.version if host.current else "?")
+
+
+def _give_memory_back() -> None:
+    """Loading a model leaves as much freed heap behind as the model is large; glibc keeps it unless told."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,196 @@
+"""The one predictor for text classification: evaluation, server, CLI and Python callers all run a bundle through this class.
+
+Belongs here: tokenizing, micro-batches, ONNX Runtime, calibration, limits of the input. Does not belong here: HTTP, which bundle is
+served (`models.py`), anything heavier than onnxruntime, tokenizers and numpy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+#: Longest text that is accepted. Far over what any model reads, short enough that tokenizing it takes milliseconds.
+MAX_CHARACTERS = 10_000
+#: Most texts of one HTTP request.
+MAX_TEXTS = 1_000
+#: A micro-batch holds at most this many tokens, padding included: beyond it the activations leave the processor's cache.
+BATCH_TOKENS = 1_024
+#: ... and at most this many texts, so that nobody waits long behind another's batch.
+BATCH_TEXTS = 64
+
+
+class BadInput(ValueError):
+    """An input that is refused. `code` is stable; `field` and `limit` say where and what."""
+
+    def __init__(self, code: str, message: str, message_ko: str, *, field: str, limit: int | None = None, fix: str) -> None:
+        super().__init__(message)
+        self.code, self.message, self.message_ko, self.field, self.limit, self.fix = code, message, message_ko, field, limit, fix
+
+
+def check_texts(texts: Sequence[Any], max_texts: int | None = None) -> None:
+    """Raises BadInput for the first thing that breaks a limit: `too_many`, `not_text`, `empty_text`, `too_long`."""
+    if max_texts is not None and len(texts) > max_texts:
+        raise BadInput(
+            "too_many",
+            f"{len(texts)} inputs in one request, at most {max_texts}",
+            f"한 번에 {max_texts}개까지 보낼 수 있습니다. ({len(texts)}개를 받았습니다.)",
+            field="inputs",
+            limit=max_texts,
+            fix=f"Send {max_texts} inputs or fewer per request.",
+        )
+    for i, text in enumerate(texts):
+        field = f"inputs[{i}]"
+        if not isinstance(text, str):
+            message = f"{field} is {type(text).__name__}, not text"
+            raise BadInput("not_text", message, f"{field}: 문자열이 아닙니다.", field=field, fix="Send a list of strings.")
+        if len(text) > MAX_CHARACTERS:
+            raise BadInput(
+                "too_long",
+                f"{field} has {len(text)} characters, at most {MAX_CHARACTERS}",
+                f"{field}: {MAX_CHARACTERS}자까지 입력할 수 있습니다. ({len(text)}자를 받았습니다.)",
+                field=field,
+                limit=MAX_CHARACTERS,
+                fix="Shorten the text or split it into several.",
+            )
+        if not text or text.isspace():
+            raise BadInput("empty_text", f"{field} is empty", f"{field}: 내용이 비어 있습니다.", field=field, fix="Leave empty texts out.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate: legal in JSON as an escape, but no text
+            message = f"{field} is not valid Unicode at character {error.start}"
+            raise BadInput("not_text", message, f"{field}: 올바른 유니코드가 아닙니다.", field=field, fix="Send valid Unicode.") from None
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+class TextPredictor:
+    """A loaded bundle of kind `text-classification`. Safe to call from several threads; one caller at a time is fastest.
+
+    Attributes:
+        labels: class names in the order of the logits.
+        temperature: calibration; logits are divided by it before softmax.
+        max_length: tokens that the model reads; what is longer is cut off.
+    """
+
+    def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
+        self.labels: list[str] = list(spec["labels"])
+        self.system: str = spec["system"]
+        self.max_length = int(spec["max_length"])
+        self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
+        self._session = session
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length=self.max_length)
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.token_to_id("[PAD]") or 0
+
+    def check(self, texts: Sequence[Any]) -> None:
+        """The limits of one request. Raises BadInput."""
+        check_texts(texts, MAX_TEXTS)
+
+    def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [len(texts), len(labels)], in order, before calibration."""
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        logits = np.empty((len(encoded), len(self.labels)), np.float32)
+        for rows in _micro_batches([len(ids) for ids in encoded]):
+            logits[rows] = self._run([encoded[i] for i in rows])
+        return logits
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [len(texts), len(labels)], calibrated."""
+        return softmax(self.predict_logits(texts) / self.temperature)
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """One `{"text", "label", "confidence", "probs"}` per text, in order.
+
+        Raises:
+            BadInput (a ValueError): a text is no text, empty or too long.
+        """
+        check_texts(texts)
+        answers = []
+        for text, row in zip(texts, self.probabilities(texts).tolist(), strict=True):
+            best = max(range(len(row)), key=row.__getitem__)
+            probs = dict(zip(self.labels, row, strict=True))
+            answers.append({"text": text, "label": self.labels[best], "confidence": row[best], "probs": probs})
+        return answers
+
+    def warm_up(self) -> None:
+        """Run the shapes that users will, so that the first of them does not pay for memory and kernels."""
+        for tokens in (8, self.max_length):
+            self._run([[self._pad] * min(tokens, self.max_length)])
+
+    def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits of one micro-batch of token ids."""
+        longest = max(len(ids) for ids in encoded)
+        ids = np.full((len(encoded), longest), self._pad, np.int64)
+        mask = np.zeros((len(encoded), longest), np.int64)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return np.asarray(self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0])
+
+
+def _micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers in batches of like length: padding costs as much as words do."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == BATCH_TEXTS or (len(batch) + 1) * lengths[row] > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def open_session(model: Path, threads: int) -> InferenceSession:
+    """An ONNX Runtime session on the processor.
+
+    Threads are explicit and do not spin: two engines that spin on the same cores slow each other a hundredfold.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.enable_mem_pattern = False  # plans memory for one shape; ours differ with every batch
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
+    """The predictor of a bundle folder (`bundle.json`, `tokenizer.json`, `model.onnx`). The folder's digest is the caller's to check.
+
+    Raises:
+        ValueError: another kind or format of bundle, or a model whose inputs and outputs are not those of one.
+    """
+    from tokenizers import Tokenizer
+
+    spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    if (spec.get("format"), spec.get("kind")) != (1, "text-classification"):
+        found = f"format {spec.get('format')!r}, kind {spec.get('kind')!r}"
+        raise ValueError(f"the bundle has {found}: this server reads format 1, text-classification")
+    temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"calibration temperature {temperature} is not a positive number")
+    session = open_session(folder / "model.onnx", threads)
+    inputs = {i.name for i in session.get_inputs()}
+    outputs = {o.name: o.shape for o in session.get_outputs()}
+    if inputs != {"input_ids", "attention_mask"} or "logits" not in outputs:
+        raise ValueError(f"model.onnx takes {sorted(inputs)} and gives {sorted(outputs)}, not input_ids, attention_mask and logits")
+    width = outputs["logits"][-1]
+    if isinstance(width, int) and width != len(spec["labels"]):
+        raise ValueError(f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
+    return TextPredictor(session, Tokenizer.from_file(str(folder / "tokenizer.json")), spec)

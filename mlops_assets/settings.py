@@ -1,0 +1,324 @@
+"""Where every setting comes from: MLOPS_* environment variables and the YAML files of `configs/`, validated once, frozen.
+
+The only module that reads the process environment. Belongs here: the names, defaults and validation of settings. Does not belong here:
+anything that connects to, starts or downloads something.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    JsonConfigSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+#: Written by `mlops up` under the home: the addresses of what runs on this machine, read by every other command.
+SERVICES_FILE = "services.json"
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong. The message says which, why, and what to do."""
+
+
+class Settings(BaseSettings):
+    """Everything that differs between machines. Each field is the variable `MLOPS_<NAME>`.
+
+    `None` for an address means "the embedded one under `home`"; `mlops up` fills those in through `services.json`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MLOPS_", frozen=True, extra="ignore")
+
+    home: Path = Path(".mlops")
+    """All state of this installation: databases, objects, checkpoints, keys, logs."""
+    configs: Path = REPOSITORY / "configs"
+    """Folder of `base.yaml` and one `<system>.yaml` each."""
+
+    database_url: str | None = None
+    """PostgreSQL of the platform's own ledgers (`postgresql+psycopg://...`)."""
+    dagster_database_url: str | None = None
+    """PostgreSQL of Dagster's storage (`postgresql://...`)."""
+    mlflow_database_url: str | None = None
+    """PostgreSQL of the MLflow server (`postgresql://...`)."""
+    comments_url: str | None = None
+    """The application's MySQL (`mysql+pymysql://...`), read only."""
+
+    object_store_url: str | None = None
+    """`file:///dir` or `s3://bucket/prefix`: landing zone, frozen objects, bundles."""
+    s3_endpoint_url: str | None = None
+    """Another S3 endpoint than AWS (MinIO, moto)."""
+
+    mlflow_tracking_uri: str | None = None
+    spark_remote: str | None = None
+    """`sc://host:port` (Spark Connect) or `spark://host:port` / `local[*]` (JVM); `None` starts the embedded engine (Sail)."""
+    serve_url: str | None = None
+    staging_url: str | None = None
+    dagster_url: str | None = None
+
+    slack_token: str | None = None
+    slack_channel: str = "#mlops"
+    slack_webhook_url: str | None = None
+
+    signing_key: Path | None = None
+    """Ed25519 private key, mode 0600; default `<home>/keys/signing/current.pem`. Only the registrar reads it."""
+    public_keys: Path | None = None
+    """Folder of `<key_id>.pub`; default `<home>/keys/public`. All that the server has."""
+    api_token: str | None = None
+    """Bearer token for HTTP calls that write; without one they are refused."""
+
+    host: str = "127.0.0.1"
+    dagster_port: int = 3000
+    mlflow_port: int = 5000
+    serve_port: int = 8000
+    staging_port: int = 8001
+    dashboard_port: int = 8501
+    tensorboard_port: int = 6006
+
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Threads of training and of the inference engine."""
+    sensor_interval_seconds: int = Field(default=10, ge=5)
+    settle_seconds: float = Field(default=30.0, ge=0)
+    """A version without a `_READY` marker is complete when nothing in it changed for this long."""
+    max_object_bytes: int = Field(default=5 * 1024**3, gt=0)
+    max_line_bytes: int = Field(default=1024**2, gt=0)
+    max_run_seconds: int = Field(default=6 * 3600, gt=0)
+    poll_seconds: float = Field(default=1.0, gt=0)
+    """How often the server looks at the promotion ledger."""
+    resident_previous: int = Field(default=1, ge=0)
+    """How many former champions the server keeps loaded."""
+    rollback_depth: int = Field(default=3, ge=1)
+    """How many former champions retention keeps."""
+
+    @field_validator("home", "configs", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("object_store_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("file:///", "s3://")):
+            raise ValueError(f"must begin with file:/// or s3://, got {value!r}")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over what `mlops up` last wrote."""
+        home = init_settings().get("home") or os.environ.get("MLOPS_HOME") or ".mlops"
+        running = Path(home).expanduser() / SERVICES_FILE
+        return init_settings, env_settings, JsonConfigSettingsSource(settings_cls, json_file=running)
+
+    @property
+    def store_url(self) -> str:
+        return self.object_store_url or (self.home / "store").as_uri()
+
+    @property
+    def signing_key_path(self) -> Path:
+        return self.signing_key or self.home / "keys" / "signing" / "current.pem"
+
+    @property
+    def public_keys_path(self) -> Path:
+        return self.public_keys or self.home / "keys" / "public"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.home / "dagster"
+
+    def require(self, name: str) -> str:
+        """The address `name`, or a SettingsError that says how to have one."""
+        value = getattr(self, name)
+        if not value:
+            raise SettingsError(
+                f"{name} is not set: nothing runs under {self.home}. Start the platform with `mlops up`, or set MLOPS_{name.upper()}."
+            )
+        return str(value)
+
+    def environment(self) -> dict[str, str]:
+        """The MLOPS_* (and DAGSTER_HOME) variables that make a child process see the same settings."""
+        values = {
+            f"MLOPS_{name.upper()}": str(value)
+            for name, value in self.model_dump(mode="json").items()
+            if value is not None
+        }
+        return values | {"DAGSTER_HOME": str(self.dagster_home)}
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from arguments, environment and the running platform; one clear message when they are wrong.
+
+    Raises:
+        SettingsError: a variable has a bad value, or an MLOPS_* variable that nothing reads looks like a typo of one that is read.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(f"MLOPS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise SettingsError(f"{problems}. See the table of settings in README.md.") from None
+    known = {f"MLOPS_{name.upper()}" for name in Settings.model_fields} | {
+        "MLOPS_REQUIRE_SERVICES",
+        "MLOPS_REAL_DATA",
+        "MLOPS_CRASH_AT",
+    }
+    unknown = sorted(v for v in os.environ if v.startswith("MLOPS_") and v not in known)
+    if unknown:
+        near = {u: fnmatch.filter(known, u[:12] + "*") for u in unknown}
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)}. Nothing reads it"
+            + "".join(f"; did you mean {', '.join(sorted(n))}?" for n in near.values() if n)
+        )
+    return settings
+
+
+def export(settings: Settings) -> None:
+    """Put the settings into this process's environment, for libraries that read only that (Dagster's `env:`, MLflow)."""
+    os.environ.update(settings.environment())
+
+
+def crash_point() -> str | None:
+    """The named crash point at which this process must kill itself (tests only)."""
+    return os.environ.get("MLOPS_CRASH_AT")
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of the environment, to start a child process with."""
+    return dict(os.environ)
+
+
+# --- configs/<system>.yaml ------------------------------------------------------------------------------------------------------
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: frozen, and a misspelled key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromotionPolicy(Strict):
+    """When a registered model becomes champion."""
+
+    mode: Literal["auto", "manual"] = "auto"
+    """auto: a run promotes what passes the gate; manual: it registers, and `mlops produce` promotes."""
+    metric: str = "f1"
+    """The metric on which challenger and champion are compared."""
+    min_improvement: float = Field(default=0.0, ge=0)
+    """How much better (in the metric's own direction) a challenger must be."""
+    max_report_age_hours: float = Field(default=24 * 7, gt=0)
+    """An older evaluation is stale: refused."""
+
+
+class ProjectSection(Strict):
+    """What the system is called, who owns it, and which data set and model it uses by default."""
+
+    name: str
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    dataset: str
+    model: str
+    seed: int = 42
+
+
+class SystemConfig(Strict):
+    """The part of `configs/<system>.yaml` that every system has; a system's own config type extends it."""
+
+    project: ProjectSection
+    register_threshold: dict[str, float]
+    """Metric name -> the least (for a loss: the most) that may be registered."""
+    promotion: PromotionPolicy = PromotionPolicy()
+
+    @model_validator(mode="after")
+    def _has_threshold(self) -> Self:
+        if not self.register_threshold:
+            raise ValueError("register_threshold names no metric: nothing would ever be refused")
+        return self
+
+
+C = TypeVar("C", bound=SystemConfig)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, section by section."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping.
+
+    Raises:
+        SettingsError: missing, not UTF-8, not YAML (with line and column) or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path} does not exist. Copy it from the repository's configs/, or set MLOPS_CONFIGS.") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SettingsError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}. Mend that line.") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold a mapping of sections, it holds {type(content).__name__}.")
+    return content
+
+
+def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None) -> C:
+    """`base.yaml` with `<name>.yaml` (or `path`) over it, validated as `kind`.
+
+    Raises:
+        SettingsError: with the file, the field and what it wants.
+    """
+    path = path or folder / f"{name}.yaml"
+    base = read_yaml(folder / "base.yaml") if (folder / "base.yaml").exists() else {}
+    return validate(kind, merge(base, read_yaml(path)), str(path))
+
+
+def validate(kind: type[C], values: Mapping[str, Any], source: str) -> C:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"{source} is not valid:\n" + "\n".join(lines)) from None
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value that digests and signatures are made over: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@cache
+def git_commit() -> str:
+    """The commit of the running code, `unknown` outside a checkout, with `-dirty` when files differ from it."""
+    import subprocess
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("GIT_COMMIT", "unknown")

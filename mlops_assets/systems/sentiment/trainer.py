@@ -1,0 +1,218 @@
+"""`ModelTrainer`: training from Python with the parameters, prompts and results that the team's train.py had, on the platform's own path.
+
+Belongs here: that shell. What trains is the Dagster job `sentiment_train`, so the event log, the attempt and the report are the same as ever.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mlops_assets.lifecycle import ledger, pipeline
+from mlops_assets.lifecycle.system import CleanedTable
+from mlops_assets.settings import Settings, load_config, load_settings, merge, read_yaml
+from mlops_assets.systems.sentiment.config import SentimentConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class TrainingFailed(RuntimeError):
+    """The run ended without an attempt. The message has its reason."""
+
+
+@dataclass(frozen=True)
+class DataModule:
+    """The cleaned reviews that the model was trained and measured on."""
+
+    table: CleanedTable
+
+    def frame(self, split: str) -> pd.DataFrame:
+        """Rows of train, validation or holdout: id, document, label (0 부정, 1 긍정), split, source."""
+        import pandas as pd
+
+        return pd.read_parquet(self.table.folder, filters=[("split", "==", split)])
+
+
+class ModelTrainer:
+    """Trains on the newest dataset version of the configured data set; fetches the official data when none has landed.
+
+    Args:
+        config_path: a configuration file; default `configs/sentiment.yaml`.
+        model_name: one of its `models`; default `project.model`.
+        dataset_name: one of its `datasets`; default `project.dataset`.
+        sampling_rate: fraction of the training rows; default the data set's.
+        interactive: ask on the terminal whether to register, and as what.
+        reset_mlflow: first delete the embedded MLflow's runs that no receipt points to.
+    """
+
+    def __init__(
+        self,
+        config_path: str | Path | None = None,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        sampling_rate: float | None = None,
+        interactive: bool = False,
+        reset_mlflow: bool = False,
+        *,
+        settings: Settings | None = None,
+        ask: Callable[[str], str] = input,
+    ) -> None:
+        self.settings = settings or load_settings()
+        self.interactive = interactive
+        self.reset_mlflow = reset_mlflow
+        self._ask = ask
+        path = Path(config_path) if config_path else self.settings.configs / "sentiment.yaml"
+        project = {name: value for name, value in (("model", model_name), ("dataset", dataset_name)) if value is not None}
+        self._values = merge(read_yaml(path), {"project": project})
+        if sampling_rate is not None:
+            name = self._values["project"]["dataset"]
+            self._values = merge(self._values, {"datasets": {name: {"sampling_rate": sampling_rate}}})
+        with self._configured() as settings_of_run:
+            self.config = load_config(SentimentConfig, "sentiment", settings_of_run.configs)
+
+    @contextmanager
+    def _configured(self) -> Iterator[Settings]:
+        """Settings whose configs/ holds this trainer's configuration."""
+        with tempfile.TemporaryDirectory() as folder:
+            base = self.settings.configs / "base.yaml"
+            if base.exists():
+                (Path(folder) / "base.yaml").write_text(base.read_text(encoding="utf-8"), encoding="utf-8")
+            (Path(folder) / "sentiment.yaml").write_text(yaml.safe_dump(self._values, allow_unicode=True), encoding="utf-8")
+            yield self.settings.model_copy(update={"configs": Path(folder)})
+
+    def train_model(self, dataset_version: str | None = None) -> dict[str, Any]:
+        """Train, evaluate and, when interactive, register.
+
+        Returns:
+            `run_id` (MLflow's, or Dagster's when MLflow is away), `metrics` (on the holdout), `run_name`, `model` (torch), `tokenizer`,
+            `data_module`.
+
+        Raises:
+            TrainingFailed: the run ended without a report. A model under its threshold still returns: only registering refuses it.
+        """
+        from mlops_assets.jobs import run_job
+
+        platform = pipeline.connect(self.settings)
+        if self.reset_mlflow:
+            deleted = reset_tracking(platform)
+            print(f"MLflow: {deleted} runs deleted / MLflow 실행 {deleted}개를 삭제하였습니다.")
+        version = dataset_version or self._version(platform)
+        with self._configured() as settings:
+            outcome = run_job(settings, "sentiment_train", partition=version)
+            with platform.engine.connect() as connection:
+                value = ledger.get_value(connection, "sentiment/evaluation_report", version, outcome.run_id)
+            if value is None or (not outcome.success and not outcome.refused):
+                raise TrainingFailed(f"run {outcome.run_id} on {version} failed: {outcome.reason}")
+            with platform.engine.connect() as connection:
+                attempt = ledger.attempt(connection, value["attempt_id"])
+                report = ledger.report(connection, value["report_id"])
+            assert report is not None
+            if self.interactive:
+                self._register(settings, platform, version, outcome.reason if outcome.refused else None)
+        return {
+            "run_id": attempt.mlflow_run_id or outcome.run_id,
+            "metrics": dict(report.metrics),
+            "run_name": f"{version}/{attempt.fingerprint[:8]}",
+            **self._loaded(platform, attempt),
+        }
+
+    def _version(self, platform: pipeline.Platform) -> str:
+        """The newest version that may be trained on; without one, the official data set is fetched and landed."""
+        from sqlalchemy import text
+
+        with platform.engine.connect() as connection:
+            found = connection.execute(
+                text(
+                    "SELECT version FROM dataset_version WHERE system = 'sentiment' AND state IN ('closed', 'frozen') ORDER BY first_seen_at DESC LIMIT 1"
+                )
+            ).scalar()
+        if found is not None:
+            return str(found)
+        from mlops_assets.ingest.objects import discover, land
+        from mlops_assets.ingest.official import pull
+
+        name = self.config.project.dataset
+        folder = pull(self.settings, name).folder
+        land(self.settings, platform.store, "sentiment", folder, f"{name}-official")
+        discover(platform.engine, platform.store, self.settings, "sentiment")
+        return f"{name}-official"
+
+    def _loaded(self, platform: pipeline.Platform, attempt: ledger.Attempt) -> dict[str, Any]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        folder = self.settings.home / "models" / attempt.bundle_sha256[:16]
+        for info in platform.store.list(f"weights/{attempt.bundle_sha256}"):
+            platform.store.download(info.key, folder / info.key.rsplit("/", 1)[-1])
+        from mlops_assets.systems.sentiment.data import open_table
+
+        table = open_table(platform.store, platform.engine, attempt.dataset_version, folder / "table")
+        return {
+            "model": AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True),
+            "tokenizer": AutoTokenizer.from_pretrained(folder),
+            "data_module": DataModule(table),
+        }
+
+    def _register(self, settings: Settings, platform: pipeline.Platform, version: str, refused: str | None) -> None:
+        """The seed's two questions: register? as what?"""
+        from mlops_assets.jobs import run_job
+        from mlops_assets.lifecycle.registrar import Refused, Registrar
+
+        if refused is not None:
+            print(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / refused: {refused}")
+            return
+        if not _yes(self._ask("모델을 레지스트리에 등록하시겠습니까? / Register the model? (y/n): ")):
+            return
+        outcome = run_job(settings, "sentiment_register", partition=version)
+        if not outcome.success:
+            print(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / {outcome.reason}")
+            return
+        print("최소값을 넘겨 모델 등록에 성공하였습니다. / registered")
+        with platform.engine.connect() as connection:
+            value = ledger.get_value(connection, "sentiment/registered_model", version, outcome.run_id)
+        assert value is not None
+        choice = self._ask("모델 단계를 선택하세요 / Choose its alias: 1. candidate  2. champion  3. archive (none): ").strip()
+        registrar = Registrar(platform.engine, settings, self.config, actor="interactive")
+        try:
+            if choice == "1":
+                registrar.stage(version=value["version"], reason="chosen interactively")
+            elif choice == "2":
+                registrar.produce(version=value["version"], reason="chosen interactively")
+        except Refused as error:
+            print(error)
+
+
+def reset_tracking(platform: pipeline.Platform) -> int:
+    """Delete the MLflow runs of sentiment that no receipt points to; returns how many.
+
+    Raises:
+        ValueError: the MLflow server is not the embedded one: other people's runs are not ours to delete.
+    """
+    from sqlalchemy import text
+
+    from mlops_assets.settings import SERVICES_FILE
+
+    settings = platform.settings
+    services = settings.home / SERVICES_FILE
+    if settings.mlflow_tracking_uri is None or not services.exists() or settings.mlflow_tracking_uri not in services.read_text():
+        raise ValueError("reset_mlflow empties only the MLflow that `mlops up` started; yours is elsewhere, delete runs in its own UI")
+    with platform.engine.connect() as connection:
+        kept = set(connection.execute(text("SELECT a.mlflow_run_id FROM attempt a JOIN receipt r ON r.attempt_id = a.id")).scalars())
+    client = platform.tracking.client
+    experiment = client.get_experiment_by_name("sentiment")
+    if experiment is None:
+        return 0
+    runs = [run.info.run_id for run in client.search_runs([experiment.experiment_id], max_results=5000)]
+    for run_id in (gone := [run_id for run_id in runs if run_id not in kept]):
+        client.delete_run(run_id)
+    return len(gone)
+
+
+def _yes(answer: str) -> bool:
+    return answer.strip().lower() in ("y", "yes", "예", "ㅛ")

@@ -1,0 +1,139 @@
+"""MLflow tracking: one MLflow run per Dagster run and variant, in the convention of dagster-mlflow (tag `dagster_run_id`).
+
+Training never fails because tracking does: what cannot be logged is said once and dropped. Belongs here: the tracking half of MLflow.
+Does not belong here: the model registry (`lifecycle/mirror.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+
+class Tracking:
+    """A client of one MLflow server.
+
+    Args:
+        uri: the server's address; None turns tracking off.
+    """
+
+    def __init__(self, uri: str | None) -> None:
+        self.uri = uri
+        self._client: MlflowClient | None = None
+
+    @property
+    def client(self) -> MlflowClient:
+        """Raises RuntimeError when tracking is off."""
+        if self.uri is None:
+            raise RuntimeError("MLflow is not set: start the platform with `mlops up`, or set MLOPS_MLFLOW_TRACKING_URI")
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def start(self, experiment: str, name: str, *, dagster_run_id: str, tags: Mapping[str, str]) -> TrackedRun:
+        """The MLflow run of this Dagster run (found again after a restart), or a silent one when MLflow is away."""
+        if self.uri is None:
+            return TrackedRun(None, None)
+        try:
+            return TrackedRun(self.client, self._run_id(experiment, name, dagster_run_id, tags), uri=self.uri)
+        except Exception as error:  # any failure of the tracking server must not stop a training
+            logger.warning("MLflow at %s is not reachable, this run is not tracked: %s", self.uri, error)
+            return TrackedRun(None, None)
+
+    def _run_id(self, experiment: str, name: str, dagster_run_id: str, tags: Mapping[str, str]) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            try:
+                experiment_id = self.client.create_experiment(experiment)
+            except MlflowException:  # another run was first
+                experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
+        else:
+            experiment_id = found.experiment_id
+        variant = tags.get("variant", "")
+        runs = self.client.search_runs([experiment_id], f"tags.dagster_run_id = '{dagster_run_id}' and tags.variant = '{variant}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        made = self.client.create_run(experiment_id, run_name=name, tags={"dagster_run_id": dagster_run_id, **tags})
+        return str(made.info.run_id)
+
+
+class TrackedRun:
+    """One MLflow run, or nothing at all. No method raises."""
+
+    #: Metrics are sent in batches: a training step must not wait for a server.
+    FLUSH_SECONDS = 2.0
+
+    def __init__(self, client: MlflowClient | None, run_id: str | None, uri: str | None = None) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.uri = uri
+        self._waiting: list[Any] = []
+        self._flushed = time.monotonic()
+
+    @property
+    def link(self) -> str | None:
+        if self.client is None or self.run_id is None:
+            return None
+        try:
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+        except Exception:  # only a link
+            return None
+        return f"{self.uri}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if self.client is None:
+            return
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        if len(self._waiting) >= 500 or time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._flushed = time.monotonic()
+        for start in range(0, len(waiting), 1000):
+            self._try("log_batch", self.run_id, metrics=waiting[start : start + 1000])
+
+    def log_params(self, parameters: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(name, str(value)[:6000]) for name, value in parameters.items()]
+        for start in range(0, len(entries), 100):
+            self._try("log_batch", self.run_id, params=entries[start : start + 100])
+
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """One artifact file under `name` (POSIX path)."""
+        import tempfile
+        from pathlib import Path, PurePosixPath
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / PurePosixPath(name).name
+            path.write_bytes(data)
+            parent = str(PurePosixPath(name).parent)
+            self._try("log_artifact", self.run_id, str(path), None if parent == "." else parent)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        self.flush()
+        self._try("set_terminated", self.run_id, status=status)
+
+    def _try(self, method: str, *arguments: Any, **named: Any) -> None:
+        if self.client is None:
+            return
+        try:
+            getattr(self.client, method)(*arguments, **named)
+        except Exception as error:  # see the class: tracking never stops a training
+            logger.warning("MLflow %s failed and was dropped: %s", method, error)

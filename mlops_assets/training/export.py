@@ -1,0 +1,269 @@
+"""From a trained model to the folder that is served: ONNX, int8, tokenizer, `bundle.json`, golden samples.
+
+Belongs here: writing bundles and checking that the written file answers as the trained model does. Does not belong here: reading them
+(`serving/`), their digest (`lifecycle/bundle.py`), measuring on the holdout.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+    from onnxruntime import InferenceSession
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+#: The exported fp32 model may differ from the trained one by this much in a logit.
+MAX_LOGIT_DIFFERENCE = 1e-4
+#: int8 is kept only when this share of labels stays equal, and accuracy falls by no more than that.
+MIN_EQUAL_LABELS = 0.99
+MAX_ACCURACY_LOSS = 0.003
+#: With fewer rows than this, one flipped label would break MIN_EQUAL_LABELS by chance alone.
+MIN_JUDGED_ROWS = 200
+GOLDEN_TOLERANCE = 0.02
+OPSET = 17
+
+
+class ExportDiffers(RuntimeError):
+    """The exported model does not answer as the trained one does: it must not be served."""
+
+
+@dataclass(frozen=True)
+class Int8Quality:
+    """What int8 does to the answers on the judged rows. `accuracy_loss` is fp32's accuracy minus int8's."""
+
+    rows: int
+    equal_labels: float
+    accuracy_loss: float
+
+    @property
+    def good(self) -> bool:
+        few = self.rows < MIN_JUDGED_ROWS
+        return self.equal_labels >= (MIN_EQUAL_LABELS if not few else 0.9) and (few or self.accuracy_loss <= MAX_ACCURACY_LOSS)
+
+
+def session(model: Path, threads: int) -> InferenceSession:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
+
+
+# --- fp32 -----------------------------------------------------------------------------------------------------------------------
+
+
+def export_text_model(model: nn.Module, target: Path, *, vocabulary: int, max_length: int, threads: int = 1) -> None:
+    """Write `model` (a transformers sequence classifier) as ONNX: `input_ids`, `attention_mask` int64 [batch, seq] -> `logits`.
+
+    BERT becomes a graph of ONNX Runtime's own fused operators, which the optimizer cannot find in what torch exports and which int8 needs to be fast.
+    Other architectures go through `torch.onnx`.
+
+    Raises:
+        ExportDiffers: a logit is off by more than MAX_LOGIT_DIFFERENCE on random inputs of several shapes.
+    """
+    import torch
+
+    model = model.eval()
+    if getattr(model.config, "model_type", "") == "bert":
+        import onnx
+
+        onnx.save(bert_graph(model), str(target))
+    else:
+        _export_with_torch(model, target, vocabulary)
+    running = session(target, threads)
+    random = np.random.default_rng(0)
+    for rows, width in ((1, max_length), (3, max(3, max_length // 2)), (2, 3)):
+        ids = random.integers(0, vocabulary, (rows, width))
+        mask = (np.arange(width) < random.integers(2, width + 1, (rows, 1))).astype(np.int64)
+        with torch.inference_mode():
+            wanted = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+        found = running.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        difference = float(np.abs(wanted - found).max())
+        if not difference <= MAX_LOGIT_DIFFERENCE:
+            raise ExportDiffers(
+                f"the exported model's logits differ from the trained one's by {difference:.2g} (allowed {MAX_LOGIT_DIFFERENCE:g}) for "
+                f"{rows} texts of {width} tokens. Nothing was published; check the versions of torch and onnxruntime against requirements.lock."
+            )
+
+
+def _export_with_torch(model: nn.Module, target: Path, vocabulary: int) -> None:
+    import contextlib
+    import io
+    import warnings
+
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    ids = torch.randint(0, vocabulary, (3, 7))
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
+    # The exporter reports its steps on stdout and warns about axis names; neither says anything to our users.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Logits().eval(),
+            (ids, torch.ones_like(ids)),
+            str(target),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+        )
+
+
+class _Graph:
+    """Nodes and weights of an ONNX graph while it is being written."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def weight(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+        self.weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
+        return output
+
+    def linear(self, name: str, source: str, layer: Any, *, bias: bool = True) -> str:
+        """source @ W (+ b). torch keeps W transposed."""
+        product = self.node("MatMul", [source, self.weight(f"{name}.weight", layer.weight.T)], f"{name}.product")
+        return self.node("Add", [product, self.weight(f"{name}.bias", layer.bias)], f"{name}.sum") if bias else product
+
+    def norm_of_sum(self, name: str, source: str, skip: str, layer: Any, bias: Any) -> str:
+        """LayerNorm(source + skip + bias)."""
+        weights = [self.weight(f"{name}.gamma", layer.weight), self.weight(f"{name}.beta", layer.bias), self.weight(f"{name}.skip_bias", bias)]
+        return self.node("SkipLayerNormalization", [source, skip, *weights], name, MICROSOFT, epsilon=layer.eps)
+
+
+MICROSOFT = "com.microsoft"
+
+
+def bert_graph(model: Any) -> onnx.ModelProto:
+    """A `BertForSequenceClassification` as ONNX with fused attention, layer norms and GELU."""
+    import torch
+    from onnx import TensorProto, helper
+
+    config, graph = model.config, _Graph()
+    if config.hidden_act != "gelu":
+        raise ValueError(f"hidden_act {config.hidden_act!r}: only gelu is known here")
+    graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+    hidden = _embeddings(graph, model.bert.embeddings)
+    for number, layer in enumerate(model.bert.encoder.layer):
+        attention, name = layer.attention, f"layer{number}"
+        parts = (attention.self.query, attention.self.key, attention.self.value)
+        weight = graph.weight(f"{name}.qkv.weight", torch.cat([part.weight.T for part in parts], dim=1))
+        bias = graph.weight(f"{name}.qkv.bias", torch.cat([part.bias for part in parts]))
+        heads = config.num_attention_heads
+        attended = graph.node("Attention", [hidden, weight, bias, "mask"], f"{name}.attended", MICROSOFT, num_heads=heads)
+        out = attention.output
+        projected = graph.linear(f"{name}.projected", attended, out.dense, bias=False)
+        hidden = graph.norm_of_sum(f"{name}.attention_norm", projected, hidden, out.LayerNorm, out.dense.bias)
+        inner = graph.linear(f"{name}.inner", hidden, layer.intermediate.dense, bias=False)
+        active = graph.node("BiasGelu", [inner, graph.weight(f"{name}.inner.bias", layer.intermediate.dense.bias)], f"{name}.gelu", MICROSOFT)
+        outer = graph.linear(f"{name}.outer", active, layer.output.dense, bias=False)
+        hidden = graph.norm_of_sum(f"{name}.output_norm", outer, hidden, layer.output.LayerNorm, layer.output.dense.bias)
+    first = graph.node("Gather", [hidden, graph.weight("zero", np.array(0, np.int64))], "first", axis=1)
+    pooled = graph.node("Tanh", [graph.linear("pooler", first, model.bert.pooler.dense)], "pooled")
+    graph.node("Identity", [graph.linear("classifier", pooled, model.classifier)], "logits")
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")]
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", config.num_labels])
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "bert", integers, [logits], graph.weights),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=10,
+        producer_name="mlops_assets",
+    )
+
+
+def _embeddings(graph: _Graph, embeddings: Any) -> str:
+    """LayerNorm(words + positions + token type 0), the last two being one table."""
+    positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+    words = graph.node("Gather", [graph.weight("embeddings.words", embeddings.word_embeddings.weight), "input_ids"], "words")
+    graph.node("Shape", ["input_ids"], "seq_vector", start=1, end=2)
+    zero = graph.weight("embeddings.zero_vector", np.array([0], np.int64))
+    used = graph.node("Slice", [graph.weight("embeddings.positions", positions), zero, "seq_vector", zero], "positions")
+    added = graph.node("Add", [words, used], "embedded")
+    norm = embeddings.LayerNorm
+    weights = [graph.weight("embeddings.gamma", norm.weight), graph.weight("embeddings.beta", norm.bias)]
+    return graph.node("LayerNormalization", [added, *weights], "hidden", axis=-1, epsilon=norm.eps)
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------------------
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Weights int8 (one scale per output channel, embeddings too), activations uint8 measured as they come.
+
+    Full range: VNNI and AMX add up in 32 bits, so nothing saturates; the classifier stays fp32, it is small and decides.
+    """
+    import logging as logs
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(str(source)).graph
+    outputs = {"logits"}
+    last = next(node for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
+    del outputs
+    quiet = logs.getLogger("root")
+    level = quiet.level
+    quiet.setLevel(logs.ERROR)  # it advises a preprocessing that our graph has no use for
+    try:
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=["MatMul", "Attention", "Gather", "Gemm"],
+            per_channel=True,
+            reduce_range=False,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[last.name],
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+    finally:
+        quiet.setLevel(level)
+
+
+def int8_quality(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Int8Quality:
+    """Compare two sets of logits [rows, classes] of the same rows."""
+    ours, theirs = int8.argmax(axis=1), fp32.argmax(axis=1)
+    return Int8Quality(len(labels), float((ours == theirs).mean()), float((theirs == labels).mean() - (ours == labels).mean()))
+
+
+# --- bundle.json, golden.json ---------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_golden(folder: Path, samples: Sequence[str], probabilities: Callable[[Sequence[str]], np.ndarray]) -> None:
+    """`golden.json`: what the written bundle itself answers, so that a server can see that its copy and its machine answer the same."""
+    rows = probabilities(samples).tolist()
+    content = [{"input": text, "probs": [round(p, 6) for p in row]} for text, row in zip(samples, rows, strict=True)]
+    write_json(folder / "golden.json", {"samples": content, "tolerance": GOLDEN_TOLERANCE})

@@ -1,0 +1,146 @@
+"""Figures of a classifier: loss, accuracy, precision, recall, F1, calibration, and the paired test between two models on the same rows.
+
+Belongs here: pure functions over arrays. Does not belong here: thresholds (the gate's), pictures (`plots.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ECE_BINS = 15
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [rows, classes] in float64."""
+    shifted = np.asarray(logits, np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy in nats."""
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean())
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Counts [true class, predicted class]."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """loss, accuracy, precision, recall, f1, ece of probabilities [rows, classes] against labels [rows].
+
+    With two classes, precision, recall and F1 are those of class 1; with more, the plain mean over the classes that occur. What is undefined (no
+    such row, never predicted) counts as 0.
+    """
+    predicted = probabilities.argmax(axis=-1)
+    counts = confusion(predicted, labels, probabilities.shape[1])
+    hits = np.diag(counts).astype(float)
+    precision = np.divide(hits, counts.sum(axis=0), out=np.zeros_like(hits), where=counts.sum(axis=0) > 0)
+    recall = np.divide(hits, counts.sum(axis=1), out=np.zeros_like(hits), where=counts.sum(axis=1) > 0)
+    f1 = np.divide(2 * precision * recall, precision + recall, out=np.zeros_like(hits), where=precision + recall > 0)
+    chosen = np.array([1]) if len(hits) == 2 else np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    return {
+        "loss": log_loss(probabilities, labels),
+        "accuracy": float((predicted == labels).mean()),
+        "precision": float(precision[chosen].mean()),
+        "recall": float(recall[chosen].mean()),
+        "f1": float(f1[chosen].mean()),
+        "ece": expected_calibration_error(probabilities, labels),
+    }
+
+
+def calibration_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, rows) of each bin of equal width that holds rows."""
+    confidence = probabilities.max(axis=-1)
+    correct = probabilities.argmax(axis=-1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        (float(confidence[which == b].mean()), float(correct[which == b].mean()), int((which == b).sum())) for b in range(bins) if (which == b).any()
+    ]
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+    """How far confidence and accuracy lie apart, on average over the rows."""
+    return sum(rows * abs(confidence - accuracy) for confidence, accuracy, rows in calibration_bins(probabilities, labels, bins)) / len(labels)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that, dividing the logits, gives the least cross-entropy. Golden-section search: the loss has one valley in log T."""
+    low, high = math.log(0.05), math.log(20.0)
+    ratio = (math.sqrt(5) - 1) / 2
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(softmax(logits / math.exp(log_temperature)), labels)
+
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    while high - low > 1e-4:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = loss(right)
+    return math.exp((low + high) / 2)
+
+
+def slices(groups: Mapping[str, np.ndarray], probabilities: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, float]]:
+    """The figures of each group of rows (name -> boolean mask), with `rows`; empty groups are left out."""
+    return {
+        name: {"rows": float(mask.sum()), **classification(probabilities[mask], labels[mask])} for name, mask in groups.items() if mask.any()
+    }
+
+
+def precision_recall_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(precision, recall, average precision) over falling thresholds; equal scores are one threshold."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    precision = hits[last] / (last + 1)
+    recall = hits[last] / max(1, int(hits[-1]))
+    average = float(np.sum(np.diff(np.concatenate([[0.0], recall])) * precision))
+    return precision, recall, average
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two models on the same rows.
+
+    Attributes:
+        only_first: rows that only the first model has right.
+        only_second: rows that only the second has right.
+        p_value: chance of a difference at least this large if both were equally good.
+        exact: whether it is the binomial test (few rows differ) or chi-squared with continuity correction.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+    exact: bool
+
+
+EXACT_BELOW = 1000
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """The paired test on the rows that the two models answer differently well. Raises ValueError for lists of different length."""
+    if len(first) != len(second):
+        raise ValueError(f"a paired test needs the same rows: {len(first)} against {len(second)}")
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_first + only_second
+    if n == 0:
+        return McNemar(0, 0, 1.0, True)
+    if n < EXACT_BELOW:
+        tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+        return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n), True)
+    statistic = max(0, abs(only_first - only_second) - 1) ** 2 / n
+    return McNemar(only_first, only_second, math.erfc(math.sqrt(statistic / 2)), False)

@@ -1,0 +1,123 @@
+"""Pictures for people who read a report: PNG bytes of at most 64 KiB, so that they fit into an event. Hangul is drawn as Hangul.
+
+Belongs here: drawing of figures that `metrics.py` computed. Does not belong here: computing them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+
+from mlops_assets.training import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_BYTES = 64 * 1024
+BLUE, GREY = "#2563eb", "#9ca3af"
+CURVE_POINTS = 500
+
+
+@functools.cache
+def hangul_font() -> str:
+    """Name of a font with Hangul: the one that the wheel `koreanize-matplotlib` ships, else an installed Nanum or Noto."""
+    from matplotlib import font_manager
+
+    spec = importlib.util.find_spec("koreanize_matplotlib")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "fonts" / "NanumGothic.ttf"
+        if path.exists():
+            font_manager.fontManager.addfont(str(path))
+            return str(font_manager.FontProperties(fname=str(path)).get_name())
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    for name in ("NanumGothic", "NanumBarunGothic", "Noto Sans CJK KR", "Malgun Gothic", "AppleGothic"):
+        if name in installed:
+            return name
+    raise RuntimeError("no font with Hangul is installed: labels would be drawn as boxes. Run `pip install koreanize-matplotlib`.")
+
+
+P = ParamSpec("P")
+
+
+def _in_hangul(draw: Callable[P, bytes]) -> Callable[P, bytes]:
+    """Draw with the Hangul font, falling back to matplotlib's own for what it lacks."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        import matplotlib
+
+        with matplotlib.rc_context({"font.family": [hangul_font(), "DejaVu Sans"], "axes.unicode_minus": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def _figure(title: str, width: float = 5.0, height: float = 4.2) -> tuple[Figure, Any]:
+    """An empty figure without pyplot: no global state, so that several runs may draw at once."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as PNG; coarser when it would not fit."""
+    for dpi in (110, 80, 60, 40):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        if buffer.tell() <= MAX_BYTES:
+            break
+    return buffer.getvalue()
+
+
+@_in_hangul
+def confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str = "Confusion matrix / 혼동 행렬") -> bytes:
+    """Counts [true, predicted], each with its share of the true class."""
+    figure, axes = _figure(title)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{counts[row, column]:,}\n{shares[row, column]:.1%}"
+        axes.text(column, row, text, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted / 예측")
+    axes.set_ylabel("true / 실제")
+    return _png(figure)
+
+
+@_in_hangul
+def precision_recall(scores: np.ndarray, positive: np.ndarray, name: str) -> bytes:
+    """Precision over recall for the class `name`."""
+    precision, recall, average = metrics.precision_recall_curve(scores, positive)
+    keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), CURVE_POINTS)).astype(int))
+    figure, axes = _figure(f"Precision-recall, {name}: average precision {average:.4f}")
+    axes.plot(recall[keep], precision[keep], color=BLUE)
+    axes.axhline(positive.mean(), color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlabel="recall / 재현율", ylabel="precision / 정밀도", xlim=(0, 1.01), ylim=(0, 1.01))
+    return _png(figure)
+
+
+@_in_hangul
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
+    """Accuracy over confidence, with the share of rows in each bin."""
+    bins = metrics.calibration_bins(probabilities, labels)
+    error = metrics.expected_calibration_error(probabilities, labels)
+    figure, axes = _figure(f"Calibration / 보정: ECE {error:.4f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    axes.bar([b[0] for b in bins], [b[2] / len(labels) for b in bins], width=0.02, color=GREY, label="share of rows / 비율")
+    axes.plot([b[0] for b in bins], [b[1] for b in bins], marker="o", color=BLUE, label="accuracy / 정확도")
+    axes.set(xlabel="confidence / 확신도", ylabel="accuracy / 정확도", xlim=(0.0, 1.01), ylim=(0, 1.01))
+    axes.legend(loc="upper left")
+    return _png(figure)

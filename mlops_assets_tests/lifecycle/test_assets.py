@@ -1,0 +1,201 @@
+"""The gate through Dagster's own doors: every way around the blocking check still ends at the registrar."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+from sqlalchemy import text
+
+from mlops_assets.lifecycle import history, pipeline, promotion
+from mlops_assets.tracking import Tracking
+from mlops_assets_tests.factories import config_of
+from mlops_assets_tests.toy import toy_definitions
+
+
+@pytest.fixture
+def platform(world):
+    return pipeline.Platform(world.settings, world.engine, world.store, Tracking(None))
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+class Runs:
+    """The toy's graph on one instance; each call is one run."""
+
+    def __init__(self, world, platform, instance, qualities, config=None):
+        self.world, self.instance = world, instance
+        self.definitions = toy_definitions(platform, config, qualities)
+        for version in qualities:
+            world.dataset(version)
+            instance.add_dynamic_partitions("toy_dataset_version", [version])
+
+    def job(self, version, job="toy_pipeline", **arguments):
+        return self.definitions.resolve_job_def(job).execute_in_process(
+            instance=self.instance, partition_key=version, raise_on_error=False, **arguments
+        )
+
+    def assets(self, version, *layers):
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            instance=self.instance, partition_key=version, raise_on_error=False, asset_selection=[dg.AssetKey(["toy", layer]) for layer in layers]
+        )
+
+    def champion(self):
+        with self.world.engine.connect() as connection:
+            found, _ = promotion.latest_verified(connection, "toy", "champion", self.world.settings.public_keys_path)
+            return (found.version, found.dataset_version) if found else None
+
+    def materialized(self, layer):
+        return sorted(self.instance.get_materialized_partitions(dg.AssetKey(["toy", layer])))
+
+    def outcome(self, result):
+        return self.instance.get_run_by_id(result.run_id).tags.get("mlops/outcome")
+
+
+def test_a_good_version_becomes_champion_in_a_green_run(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.86})
+    result = runs.job("v1")
+    assert result.success and runs.outcome(result) == "promoted" and runs.champion() == (1, "v1")
+    assert runs.materialized("champion") == ["v1"]
+    metadata = result.asset_materializations_for_node("toy__evaluation_report")[0].metadata
+    assert metadata["metric/f1"].value == 0.86 and metadata["bundle_sha256"].value and "data:image/png" in metadata["dot"].value
+    assert metadata["worst"].records[0].data["text"] == "나쁨"
+    metadata = result.asset_materializations_for_node("toy__registered_model")[0].metadata
+    assert metadata["why"].value == "F1 0.860 >= 0.800 (no champion yet)"
+
+
+def test_registered_but_not_better_leaves_champion_unmaterialized_in_a_green_run(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.9, "v2": 0.86})
+    assert runs.job("v1").success
+    result = runs.job("v2")
+    assert result.success and runs.outcome(result) == "registered"
+    assert runs.champion() == (1, "v1") and runs.materialized("champion") == ["v1"]
+    assert runs.materialized("registered_model") == ["v1", "v2"]
+
+
+def test_a_refused_model_ends_its_run_red_keeps_what_was_built_and_says_why(world, platform, instance):
+    runs = Runs(world, platform, instance, {"bad": 0.5})
+    result = runs.job("bad")
+    assert not result.success and runs.outcome(result) == "refused"
+    assert runs.materialized("evaluation_report") == ["bad"] and runs.materialized("registered_model") == []
+    check = result.get_asset_check_evaluations()[0]
+    assert not check.passed and check.blocking and check.metadata["why"].value == "F1 0.500 < 0.800"
+    assert runs.champion() is None
+
+
+def test_the_downstream_asset_alone_is_refused(world, platform, instance):
+    runs = Runs(world, platform, instance, {"bad": 0.5, "good": 0.9})
+    runs.job("bad"), runs.assets("good", "dataset", "cleaned", "trained_model", "evaluation_report")
+    alone = runs.assets("bad", "registered_model")
+    assert not alone.success and "F1 0.500 < 0.800" in alone.get_step_failure_events()[0].step_failure_data.user_failure_data.description
+    assert not runs.assets("bad", "champion").success and runs.champion() is None
+    # Control: the same two assets alone, on good evidence.
+    assert runs.assets("good", "registered_model").success and runs.champion() == (1, "good")
+
+
+def test_deselecting_the_checks_changes_nothing(world, platform, instance):
+    runs = Runs(world, platform, instance, {"bad": 0.5, "good": 0.9})
+    job = dg.define_asset_job(
+        "unchecked", selection=dg.AssetSelection.groups("toy") - dg.AssetSelection.all_asset_checks()
+    )
+    unchecked = dg.Definitions.merge(runs.definitions, dg.Definitions(jobs=[job])).resolve_job_def("unchecked")
+    result = unchecked.execute_in_process(instance=instance, partition_key="bad", raise_on_error=False)
+    assert not result.success and not result.get_asset_check_evaluations() and runs.champion() is None
+    assert unchecked.execute_in_process(instance=instance, partition_key="good", raise_on_error=False).success
+    assert runs.champion() == (1, "good")
+
+
+def test_a_check_weakened_to_a_warning_changes_nothing(world, platform, instance, monkeypatch):
+    """As if somebody lowered the severity: the joint run no longer stops at the check, the registrar still refuses."""
+    original = dg.AssetCheckResult
+    monkeypatch.setattr(dg, "AssetCheckResult", lambda **values: original(**{**values, "severity": dg.AssetCheckSeverity.WARN}))
+    runs = Runs(world, platform, instance, {"bad": 0.5})
+    result = runs.job("bad")
+    assert not result.success and runs.champion() is None
+    failed = [event.step_key for event in result.get_step_failure_events()]
+    assert failed == ["toy__registered_model"]
+
+
+def test_control_a_downstream_that_trusts_the_check_lets_the_bad_model_through(world, platform, instance):
+    """Why the registrar decides again: Dagster's blocking check stops only its own run."""
+    served = []
+
+    @dg.asset(key=["toy", "naive_champion"], deps=[["toy", "evaluation_report"]])
+    def naive_champion() -> None:
+        served.append("bad")
+
+    runs = Runs(world, platform, instance, {"bad": 0.5})
+    runs.definitions = dg.Definitions.merge(runs.definitions, dg.Definitions(assets=[naive_champion]))
+    assert not runs.job("bad").success
+    dg.materialize([naive_champion], instance=instance, selection=[naive_champion])
+    assert served == ["bad"] and runs.champion() is None
+
+
+@pytest.mark.parametrize("quality", ["nan"])
+def test_nan_is_refused_through_the_graph(world, platform, instance, quality):
+    runs = Runs(world, platform, instance, {"v1": quality})
+    result = runs.job("v1")
+    assert runs.outcome(result) == "refused" and "not a number" in result.get_asset_check_evaluations()[0].description
+
+
+def test_a_report_of_the_attempt_before_is_refused(world, platform, instance):
+    """Trained again, but registered with the old report: the bundle that was measured is not the one that would be served."""
+    runs = Runs(world, platform, instance, {"v1": 0.9})
+    runs.assets("v1", "dataset", "cleaned", "trained_model", "evaluation_report")
+    again = {"ops": {"toy__trained_model": {"config": {"quality": 0.95}}}}
+    job = runs.definitions.resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(
+        instance=instance, partition_key="v1", run_config=again, asset_selection=[dg.AssetKey(["toy", "trained_model"])]
+    ).success
+    stale = runs.assets("v1", "registered_model")
+    assert not stale.success and runs.champion() is None
+    assert "the report is of attempt 1" in stale.get_step_failure_events()[0].step_failure_data.user_failure_data.description
+    assert runs.assets("v1", "evaluation_report", "registered_model").success and runs.champion() == (1, "v1")
+
+
+def test_backfilling_versions_one_refusal_hides_nothing_and_a_table_compares_them(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.85, "v2": 0.5, "v3": 0.9})
+    assert [runs.job(version).success for version in ("v3", "v2", "v1")] == [True, False, True]
+    assert runs.champion() == (1, "v3"), "the older v1 registers, it does not displace"
+    with world.engine.connect() as connection:
+        table = {row["dataset_version"]: row["verdict"] for row in history.compare(connection, "toy")}
+    assert table == {"v1": "registered", "v2": "refused", "v3": "promoted"}
+
+
+def test_manual_policy_then_the_champion_asset_by_hand(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.9}, config_of(mode="manual"))
+    assert runs.job("v1").success and runs.champion() is None and runs.materialized("champion") == []
+    assert runs.assets("v1", "champion").success and runs.champion() == (1, "v1")
+
+
+def test_stage_produce_and_rollback_are_jobs(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.85, "v2": 0.9}, config_of(mode="manual"))
+    runs.job("v1"), runs.job("v2")
+
+    def ledger_job(name, **config):
+        return runs.definitions.resolve_job_def(f"toy_{name}").execute_in_process(
+            instance=instance, run_config={"ops": {f"toy_{name}_op": {"config": config}}}, raise_on_error=False
+        )
+
+    assert ledger_job("stage", metric="F1").success
+    assert ledger_job("produce", metric="Loss", reason="best").success and runs.champion() == (2, "v2")
+    refused = ledger_job("rollback", reason="none before")
+    assert not refused.success and runs.outcome(refused) == "refused"
+    assert ledger_job("produce", metric="F1", version=1, reason="try").success and runs.champion() == (1, "v1")
+    assert ledger_job("rollback", reason="worse").success and runs.champion() == (2, "v2")
+    assert runs.materialized("champion") == ["v1", "v2"]
+    with world.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM promotion WHERE channel = 'candidate'")).scalar_one() == 1
+
+
+def test_training_again_with_other_parameters_is_a_new_attempt(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.85})
+    runs.job("v1"), runs.job("v1")
+    config = {"ops": {"toy__trained_model": {"config": {"quality": 0.9}}}}
+    assert runs.job("v1", run_config=config).success and runs.champion() == (2, "v1")
+    with world.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM attempt")).scalar_one() == 2

@@ -1,0 +1,107 @@
+"""The gate on every kind of bad evidence, each beside the good evidence that differs only in that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from mlops_assets.lifecycle.gate import Policy, Subject, decide
+from mlops_assets.lifecycle.report import ChampionScore, Report, UnknownMetric, metric_name
+
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+POLICY = Policy(thresholds={"f1": 0.85}, metric="f1")
+SUBJECT = Subject(7, "b" * 64, "m" * 64, NOW)
+CHAMPION = ChampionScore(3, "c" * 64, "old", {"f1": 0.847}, p_value=0.012)
+REPORT = Report(
+    system="toy",
+    variant="",
+    dataset_version="v1",
+    attempt_id=7,
+    bundle_sha256="b" * 64,
+    manifest_sha256="m" * 64,
+    holdout_sha256="h",
+    rows=100,
+    metrics={"f1": 0.861, "accuracy": 0.86, "loss": 0.4},
+    created_at=NOW,
+)
+
+
+def test_control_the_good_report_is_promoted():
+    assert decide(REPORT, None, POLICY, SUBJECT).outcome == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("code", "report"),
+    [
+        ("missing_report", None),
+        ("below_threshold", replace(REPORT, metrics={"f1": 0.8499999})),
+        ("missing_metric", replace(REPORT, metrics={"accuracy": 0.99})),
+        ("not_a_number", replace(REPORT, metrics={"f1": math.nan})),
+        ("not_a_number", replace(REPORT, metrics={"f1": math.inf})),
+        ("stale_report", replace(REPORT, created_at=NOW - timedelta(days=8))),
+        ("stale_report", replace(REPORT, created_at=NOW + timedelta(days=1))),
+        ("other_attempt", replace(REPORT, attempt_id=6)),
+        ("other_attempt", replace(REPORT, bundle_sha256="x" * 64)),
+        ("other_data", replace(REPORT, manifest_sha256="x" * 64)),
+        ("empty_holdout", replace(REPORT, rows=0)),
+    ],
+)
+def test_bad_evidence_is_refused(code, report):
+    verdict = decide(report, None, POLICY, SUBJECT)
+    assert (verdict.outcome, verdict.code) == ("refused", code)
+
+
+def test_no_threshold_refuses_rather_than_lets_everything_through():
+    assert decide(REPORT, None, Policy({}, "f1"), SUBJECT).code == "no_threshold"
+
+
+def test_every_threshold_counts_in_its_own_direction():
+    policy = Policy({"f1": 0.85, "loss": 0.3}, "f1")
+    verdict = decide(REPORT, None, policy, SUBJECT)
+    assert (verdict.outcome, verdict.sentence) == ("refused", "Loss 0.400 > 0.300")
+    assert decide(REPORT, None, Policy({"f1": 0.85, "loss": 0.4}, "f1"), SUBJECT).outcome == "promoted"
+
+
+def test_the_sentence_has_the_numbers():
+    report = replace(REPORT, metrics={"f1": 0.812}, champion=CHAMPION)
+    assert decide(report, CHAMPION, POLICY, SUBJECT).sentence == "F1 0.812 < 0.850 (champion 0.847)"
+    assert "최소값을 넘지 못해 모델 등록에 실패하였습니다." in decide(report, CHAMPION, POLICY, SUBJECT).sentence_ko
+
+
+def test_better_than_the_champion_on_the_same_rows_is_promoted():
+    assert decide(replace(REPORT, champion=CHAMPION), CHAMPION, POLICY, SUBJECT).outcome == "promoted"
+
+
+@pytest.mark.parametrize(
+    ("code", "report", "champion", "policy", "subject"),
+    [
+        ("not_better", replace(REPORT, champion=replace(CHAMPION, metrics={"f1": 0.861})), CHAMPION, POLICY, SUBJECT),
+        ("not_better", replace(REPORT, champion=CHAMPION), CHAMPION, replace(POLICY, min_improvement=0.02), SUBJECT),
+        ("champion_changed", replace(REPORT, champion=replace(CHAMPION, bundle_sha256="z")), CHAMPION, POLICY, SUBJECT),
+        ("champion_changed", REPORT, CHAMPION, POLICY, SUBJECT),
+        ("champion_unmeasured", replace(REPORT, champion=replace(CHAMPION, metrics={"f1": math.nan})), CHAMPION, POLICY, SUBJECT),
+        ("older_data", replace(REPORT, champion=CHAMPION), CHAMPION, POLICY, replace(SUBJECT, newest_data=False)),
+        ("manual", replace(REPORT, champion=CHAMPION), CHAMPION, replace(POLICY, auto_promote=False), SUBJECT),
+        ("already_champion", REPORT, replace(CHAMPION, bundle_sha256="b" * 64), POLICY, SUBJECT),
+    ],
+)
+def test_good_enough_but_not_to_be_promoted_is_registered(code, report, champion, policy, subject):
+    verdict = decide(report, champion, policy, subject)
+    assert (verdict.outcome, verdict.code) == ("registered", code)
+
+
+def test_a_report_survives_its_way_through_json_with_nan():
+    report = replace(REPORT, metrics={"f1": math.nan, "loss": math.inf}, champion=CHAMPION)
+    back = Report.from_body(report.body())
+    assert math.isnan(back.metrics["f1"]) and back.metrics["loss"] == math.inf
+    assert back.sha256 == report.sha256 and back.champion == CHAMPION
+
+
+def test_metric_names_as_people_write_them():
+    known = ["accuracy", "f1", "loss"]
+    assert [metric_name(name, known) for name in ("F1", "F1_Score", "Loss", "accuracy")] == ["f1", "f1", "loss", "accuracy"]
+    with pytest.raises(UnknownMetric, match="choose one of accuracy, f1, loss"):
+        metric_name("AUC", known)

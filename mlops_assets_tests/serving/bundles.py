@@ -1,0 +1,117 @@
+"""Small real bundles: a tokenizer and an ONNX graph of a few hundred bytes that tells good words from bad ones.
+
+`strength` scales the logits, so that each bundle gives probabilities of its own and an answer shows which bundle gave it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+WORDS = {"[PAD]": 0, "[UNK]": 1, "좋은": 2, "영화": 3, "나쁜": 4, "최고": 5, "별로": 6}
+WEIGHTS = {"좋은": 1.0, "최고": 2.0, "나쁜": -1.0, "별로": -2.0}
+LABELS = ("부정", "긍정")
+
+
+def make_bundle(
+    folder: Path,
+    *,
+    system: str = "sentiment",
+    strength: float = 1.0,
+    labels: Sequence[str] = LABELS,
+    endless: bool = False,
+    nan: bool = False,
+    temperature: float = 1.0,
+    golden: Sequence[float] | None = None,
+) -> Path:
+    """Write a whole bundle. `endless`: the graph never ends; `golden`: probabilities to claim instead of the right ones."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {"format": 1, "system": system, "kind": "text-classification", "labels": list(labels), "max_length": 64, "precision": "fp32"}
+    (folder / "bundle.json").write_text(json.dumps(spec | {"calibration": {"temperature": temperature}}), encoding="utf-8")
+    tokenizer = Tokenizer(WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _graph(folder / "model.onnx", math.nan if nan else strength, endless)
+    samples = [{"input": text, "probs": list(golden or probabilities(text, strength / temperature))} for text in ("좋은 영화", "별로")]
+    (folder / "golden.json").write_text(json.dumps({"samples": samples, "tolerance": 0.02}), encoding="utf-8")
+    return folder
+
+
+def probabilities(text: str, strength: float) -> list[float]:
+    """What a bundle of this strength answers, computed apart from it: [부정, 긍정]."""
+    words = text.split()
+    logit = strength * sum(WEIGHTS.get(word, 0.0) for word in words) / len(words)
+    positive = 1 / (1 + math.exp(-2 * logit))
+    return [1 - positive, positive]
+
+
+def _graph(path: Path, strength: float, endless: bool) -> None:
+    """logits = mean over the unmasked tokens of an embedding [words, 2]: the negative class has the opposite sign."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    table = np.zeros((len(WORDS), 2), np.float32)
+    for word, weight in WEIGHTS.items():
+        table[WORDS[word]] = (-weight * strength, weight * strength)
+    if math.isnan(strength):
+        table[:] = math.nan
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide_mask"]),
+        helper.make_node("Mul", ["embedded", "wide_mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["summed"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "middle"], ["counted"], keepdims=1),
+        helper.make_node("Div", ["summed", "counted"], ["mean" if endless else "logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array([-1], np.int64), "last"),
+        numpy_helper.from_array(np.array([1], np.int64), "middle"),
+    ]
+    if endless:
+        nodes.append(helper.make_node("Loop", ["trips", "go_on", "mean"], ["logits"], body=_endless_body()))
+        constants += [
+            numpy_helper.from_array(np.array(2**62, np.int64), "trips"),
+            numpy_helper.from_array(np.array(True), "go_on"),
+        ]
+    tokens = ["batch", "tokens"]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, tokens) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _endless_body():  # type: ignore[no-untyped-def]
+    from onnx import TensorProto, helper
+
+    return helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["condition_out"]),
+            helper.make_node("Identity", ["value"], ["value_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, ["batch", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value_out", TensorProto.FLOAT, ["batch", 2]),
+        ],
+    )

@@ -1,0 +1,284 @@
+"""`mlops up`, the whole platform, as a user runs it. Starting it is dear: one home and two starts serve every check here, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlops_assets import up
+from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings
+from mlops_assets.supervise import marked
+
+SERVICES = ("code", "mlflow", "dagster", "daemon", "serve", "staging", "dashboard", "tensorboard")
+
+
+def until(condition: Callable[[], object], seconds: float = 60, what: str = "the condition") -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.1)
+
+
+def free_base() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """One `mlops up` in a process of its own, in a session of its own, as a terminal would have it."""
+
+    home: Path
+    environment: dict[str, str]
+    starts: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    known: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        return self.home.parent / f"output-{self.starts}.txt"
+
+    def start(self) -> None:
+        self.starts += 1
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("mlops")), "up"],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+            )
+
+        def is_up() -> bool:
+            assert self.process is not None
+            text = self.output.read_text()
+            assert self.process.poll() is None, text
+            return "the platform is up after" in text
+
+        until(is_up, 180, "`mlops up`")
+        self.known = json.loads((self.home / SERVICES_FILE).read_text())
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def everything(self) -> list[int]:
+        """Every process of the platform: the supervisor, the marked ones, PostgreSQL."""
+        found = set(marked(f"*:{self.home}"))
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if str(self.home / "postgres") in line or (line[1:3] == ["-m", "mlops_assets.supervise"] and str(self.home) in line[-1]):
+                found.add(process.pid)
+        return sorted(found)
+
+    def pid_of(self, name: str) -> int:
+        """The leader of a service: the marked process that is the first of its session and was started by the supervisor."""
+        commands = {"tensorboard": "tensorboard.main", "code": "grpc", "mlflow": "server"}
+        for pid in marked(f"*:{self.home}"):
+            process = psutil.Process(pid)
+            if process.ppid() == self.known["pid"] and commands[name] in process.cmdline():
+                return pid
+        raise AssertionError(f"{name} does not run")
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="mlops-up-", ignore_cleanup_errors=True) as folder, socket.socket() as squatter:
+        os.chmod(folder, 0o755)
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        taken = squatter.getsockname()[1]
+        ports = {f"MLOPS_{name.upper()}": str(free_base()) for name in up.PORTS} | {"MLOPS_TENSORBOARD_PORT": str(taken)}
+        home = Path(folder).resolve() / "home"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLOPS_", "DAGSTER_"))} | ports | {"MLOPS_HOME": str(home)}
+        running = Running(home, environment)
+        running.known["taken"] = taken
+        running.environment["TAKEN"] = str(taken)
+        try:
+            running.start()
+            yield running
+        finally:
+            if running.process is not None and running.process.poll() is None:
+                running.process.terminate()
+                try:
+                    running.process.wait(60)
+                except subprocess.TimeoutExpired:
+                    running.process.kill()
+            for pid in running.everything():
+                os.kill(pid, signal.SIGKILL)
+
+
+def get(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            urllib.request.Request(url, headers=headers), timeout=20
+        ) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def mlflow_experiments(platform: Running) -> list[str]:
+    url = platform.known["mlflow_tracking_uri"] + "/api/2.0/mlflow/experiments/search?max_results=100"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=20) as reply:
+        return [e["name"] for e in json.load(reply).get("experiments", [])]
+
+
+def test_every_service_answers(platform):
+    known = platform.known
+    assert get(known["dagster_url"] + "/server_info") == 200
+    assert get(known["mlflow_tracking_uri"] + "/health") == 200
+    assert get(known["serve_url"] + "/livez") == 200
+    assert get(known["staging_url"] + "/livez") == 200
+    assert get(known["links"]["Dashboard"] + "/_stcore/health") == 200
+    assert get(known["links"]["TensorBoard"] + "/") == 200
+    assert up.daemon_beats(known["dagster_url"])
+    assert "failed:" not in platform.text
+
+
+def test_dagster_has_the_definitions(platform):
+    entries = up.graphql(platform.known["dagster_url"], up._LOCATIONS)["workspaceOrError"]["locationEntries"]
+    assert [entry["locationOrLoadError"]["__typename"] for entry in entries] == ["RepositoryLocation"]
+    launcher = up.graphql(platform.known["dagster_url"], "{ instance { runLauncher { name } runQueuingSupported } }")["instance"]
+    assert launcher == {"runLauncher": {"name": "PidRunLauncher"}, "runQueuingSupported": True}
+
+
+def test_the_addresses_are_in_the_settings_of_every_other_command(platform):
+    settings = load_settings(home=platform.home)
+    for name in ("database_url", "dagster_database_url", "mlflow_database_url", "mlflow_tracking_uri", "serve_url", "dagster_url"):
+        assert settings.require(name) == platform.known[name]
+    assert (platform.home / SERVICES_FILE).stat().st_mode & 0o077 == 0
+
+
+def test_a_taken_port_is_replaced_and_said(platform):
+    taken = int(platform.environment["TAKEN"])
+    assert platform.known["tensorboard_port"] > taken
+    assert f"port {taken} is taken by another program: tensorboard uses {platform.known['tensorboard_port']}" in platform.text
+
+
+def test_mlflow_is_open_to_this_machine_and_closed_to_a_foreign_host_name(platform):
+    url = platform.known["mlflow_tracking_uri"] + "/api/2.0/mlflow/experiments/search?max_results=1"
+    assert get(url) == 200
+    assert get(url, Host="evil.example") == 403
+
+
+def test_a_second_start_on_the_same_home_is_refused_with_the_address(platform):
+    command = [str(Path(sys.executable).with_name("mlops")), "up"]
+    second = subprocess.run(command, env=platform.environment, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert platform.known["dagster_url"] in second.stdout and str(platform.known["pid"]) in second.stdout
+    assert get(platform.known["dagster_url"] + "/server_info") == 200  # and the first one is unharmed
+
+
+def test_doctor_finds_the_running_platform_well(platform):
+    from mlops_assets import doctor
+
+    lines = {line.name: line for line in doctor.examine(load_settings(home=platform.home))}
+    for name in ("database", "object store", "mlflow", "dagster", "serve", "staging", "signing key", "postgresql", "home", "ports"):
+        assert lines[name].state == "ok", lines[name]
+
+
+def test_a_killed_service_is_back(platform):
+    before = platform.pid_of("tensorboard")
+    os.kill(before, signal.SIGKILL)
+    until(lambda: "TensorBoard is ready again" in platform.text, 60, "TensorBoard's restart")
+    assert platform.pid_of("tensorboard") != before
+    assert get(platform.known["links"]["TensorBoard"] + "/") == 200
+    assert "tensorboard was killed by SIGKILL" in platform.text
+
+
+def test_kill_9_of_the_supervisor_leaves_no_process(platform):
+    body = json.dumps({"name": "kept"}).encode()
+    request = urllib.request.Request(
+        platform.known["mlflow_tracking_uri"] + "/api/2.0/mlflow/experiments/create", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as reply:
+        assert reply.status == 200
+    assert len(platform.everything()) >= len(SERVICES) + 2  # a control: they can be seen
+    os.kill(platform.known["pid"], signal.SIGKILL)
+    assert platform.process is not None
+    platform.process.wait()
+    until(lambda: not platform.everything(), 30, "the end of every process")
+    until(lambda: not (platform.home / SERVICES_FILE).exists(), 10, "the end of services.json")
+
+
+def test_the_next_start_finds_all_that_was_there(platform):
+    key = (platform.home / "keys" / "signing" / "current.pem").read_bytes()
+    # What a power cut leaves: addresses of nobody, and a pid that is now somebody else's.
+    (platform.home / SERVICES_FILE).write_text(json.dumps({"database_url": "postgresql://nobody@127.0.0.1:1/x", "dagster_url": "http://x"}))
+    (platform.home / "postgres" / "postmaster.pid").write_text(
+        f"{os.getpid()}\n{platform.home / 'postgres'}\n1\n5432\n/tmp\n\n1 1\nready\n"
+    )
+    platform.start()
+    assert "kept" in mlflow_experiments(platform)
+    assert (platform.home / "keys" / "signing" / "current.pem").read_bytes() == key
+    assert "nobody" not in platform.known["database_url"]
+
+
+def test_sigterm_stops_everything_in_order_and_leaves_no_process(platform):
+    assert platform.process is not None
+    postgres_log = platform.home / "logs" / "postgres.log"
+    platform.process.send_signal(signal.SIGTERM)
+    assert platform.process.wait(60) == 0
+    assert platform.everything() == []
+    assert not (platform.home / SERVICES_FILE).exists()
+    assert "everything is stopped" in platform.text and "is given up" not in platform.text
+    assert "database system is shut down" in postgres_log.read_text().splitlines()[-1]  # PostgreSQL ended by itself, last
+
+
+# --- without starting anything ----------------------------------------------------------------------------------------------------
+
+
+def test_a_data_folder_without_a_known_data_set_is_refused_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    assert up.run(load_settings(home=tmp_path / "home"), data=tmp_path) == 2
+    assert "holds no data set that is known (nsmc)" in capsys.readouterr().out
+    assert not (tmp_path / "home" / "postgres").exists()
+
+
+def test_tables_of_a_newer_mlflow_are_refused(tmp_path):
+    (tmp_path / "versions.json").write_text('{"mlflow": "99.0"}')
+    with pytest.raises(up.Refused, match=r"last used by mlflow 99\.0"):
+        up._upgrade_stores(tmp_path, {}, load_settings(home=tmp_path, mlflow_database_url="postgresql://x"))
+    assert "99.0" in (tmp_path / "versions.json").read_text()
+
+
+def test_a_home_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert up.run(load_settings(home=tmp_path / "file" / "home")) == 2
+    assert "set MLOPS_HOME to a folder of yours" in capsys.readouterr().out
+
+
+def test_an_artifact_store_on_s3_and_no_password_on_the_command_line(tmp_path):
+    settings = load_settings(
+        home=tmp_path,
+        object_store_url="s3://bucket/prefix",
+        s3_endpoint_url="http://127.0.0.1:1",
+        mlflow_database_url="postgresql://u:pw@h/m",
+    )
+    environment = up.mlflow_environment(settings)
+    assert environment["MLFLOW_ARTIFACTS_DESTINATION"] == "s3://bucket/prefix/mlflow"
+    assert environment["MLFLOW_S3_ENDPOINT_URL"] == "http://127.0.0.1:1"
+    assert "pw" in environment["MLFLOW_BACKEND_STORE_URI"]
+
+
+def test_services_of_an_installation_with_its_own_databases_need_the_address(tmp_path):
+    with pytest.raises(SettingsError, match="MLOPS_DATABASE_URL"):
+        up.migrate(load_settings(home=tmp_path))

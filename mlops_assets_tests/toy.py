@@ -1,0 +1,101 @@
+"""A whole system without a model: its "training" writes how good it is into the bundle, so that every verdict can be had at will.
+
+The lifecycle around it is the real one: PostgreSQL, object store, signatures, Dagster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from mlops_assets.lifecycle.assets import dataset_versions, model_lifecycle
+from mlops_assets.lifecycle.jobs import lifecycle_jobs
+from mlops_assets.lifecycle.pipeline import Platform
+from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
+from mlops_assets.settings import SystemConfig
+from mlops_assets_tests.factories import config_of, manifest_of
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8cfc0f01f0005000180a1d3f37e0000000049454e44ae426082"
+)
+
+
+def _train(context: TrainContext) -> Trained:
+    folder = context.workdir / "trained"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.txt").write_text("w")
+    context.log_metrics({"loss": 0.5}, 1)
+    return Trained(folder, {"validation_f1": float(context.parameters["quality"])}, context.parameters)
+
+
+def _export(trained: Trained, context: TrainContext, folder: Path) -> None:
+    (folder / "bundle.json").write_text(json.dumps({"system": context.system, "f1": trained.parameters["quality"], "seed": context.seed}))
+
+
+def _evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
+    f1 = json.loads((folder / "bundle.json").read_text())["f1"]
+    f1 = float("nan") if f1 == "nan" else float(f1)
+    right = [index / 1000 < f1 for index in range(1000)]
+    return Evaluation(
+        {"f1": f1, "accuracy": f1, "loss": 1 - f1}, 1000, "holdout", right, {"all": {"rows": 1000, "f1": f1}}, {"worst": [{"text": "나쁨"}]}, [Picture("dot", PNG)]
+    )
+
+
+@dataclass(frozen=True)
+class ToyPredictor:
+    labels: Sequence[str] = ("no", "yes")
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        return [{"text": text, "label": "yes"} for text in inputs]
+
+
+def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, variants: Sequence[str] = ("",)) -> ModelSystem:
+    """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86)."""
+    given = qualities or {}
+
+    def open_table(store: Any, engine: Any, version: str, folder: Path) -> CleanedTable:
+        return CleanedTable(name, version, manifest_of(version), folder, 1000)
+
+    def train(context: TrainContext) -> Trained:
+        quality = context.parameters.get("quality", given.get(context.table.dataset_version, 0.86))
+        return _train(TrainContext(**{**context.__dict__, "parameters": {**context.parameters, "quality": quality}}))
+
+    return ModelSystem(
+        name=name,
+        config_type=SystemConfig,
+        train=train,
+        export=_export,
+        evaluate=_evaluate,
+        load_predictor=lambda folder, threads: ToyPredictor(),
+        open_table=open_table,
+        variant_parameters=lambda config, variant: {"epochs": 1},
+        parameter_names={"quality": float, "epochs": int},
+        sources=lambda variant: [Path(__file__)],
+        variants=variants,
+    )
+
+
+def toy_definitions(platform: Platform, config: SystemConfig | None = None, qualities: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The toy's data assets (which only exist) and its real lifecycle."""
+    config = config or config_of()
+    name = config.project.name
+    system = toy_system(name, qualities)
+
+    @dg.asset(key=[name, "dataset"], group_name=name, partitions_def=dataset_versions(name))
+    def dataset() -> None: ...
+
+    @dg.asset(key=[name, "cleaned"], group_name=name, deps=[[name, "dataset"]], partitions_def=dataset_versions(name))
+    def cleaned() -> None: ...
+
+    made = model_lifecycle(system, config, lambda: platform)
+    return dg.Definitions(
+        assets=[dataset, cleaned, *made.assets],
+        asset_checks=list(made.checks),
+        jobs=lifecycle_jobs(system, config, lambda: platform),
+        executor=dg.in_process_executor,
+    )
