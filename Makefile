@@ -39,4 +39,4 @@ check: install
 	$(BIN)/lint-imports --no-logo
 
 bench: install
-	$(BIN)/python -m benchmarks.run_all $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)

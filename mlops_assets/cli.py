@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -65,7 +65,18 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from mlops_assets.lifecycle.signing import KeyProblem
     from mlops_assets.lifecycle.trace import NotFound
 
-    return SettingsError, UnknownMetric, UnknownParameter, LedgerError, NotFound, KeyProblem, SchemaTooNew, LandingError, FileNotFoundError, ValueError
+    return (
+        SettingsError,
+        UnknownMetric,
+        UnknownParameter,
+        LedgerError,
+        NotFound,
+        KeyProblem,
+        SchemaTooNew,
+        LandingError,
+        FileNotFoundError,
+        ValueError,
+    )
 
 
 def _end(code: int, message: str, as_json: bool) -> NoReturn:
@@ -140,7 +151,7 @@ def demo(*, as_json: Json = False) -> None:
 
     settings = load_settings()
     settings.require("database_url")
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     landed = []
     for version, bad in ((f"demo-{stamp}", False), (f"demo-{stamp}-bad", True)):
         with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +237,7 @@ def train(
         }.items()
         if value is not None
     }
-    variant = model_type if model_type in found.variants else found.variants[0]
+    variant = model_type if model_type and model_type in found.variants else found.variants[0]
     parameters_of(found, config, variant, given)  # a bad name or value must not cost a run
     _known_version(settings, system, dataset_version)
     op = "__".join(part for part in (system, variant, "trained_model") if part)
@@ -236,7 +247,13 @@ def train(
         from mlops_assets.lifecycle.history import last_report
 
         report = last_report(connection, system, dataset_version, outcome.run_id)
-    result = {"run_id": outcome.run_id, "dataset_version": dataset_version, "report": report, "refused": outcome.refused, "reason": outcome.reason}
+    result = {
+        "run_id": outcome.run_id,
+        "dataset_version": dataset_version,
+        "report": report,
+        "refused": outcome.refused,
+        "reason": outcome.reason,
+    }
     if outcome.refused:
         _print_result(result, as_json)
         raise Stop(1, f"refused: {outcome.reason} / 최소값을 넘지 못해 모델 등록에 실패하였습니다.")
@@ -244,7 +261,7 @@ def train(
         raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
     _print_result(result, as_json)
     if not as_json:
-        print(f"passed: {outcome.reason or 'meets register_threshold'}; register it by materializing registered_model, or let the sensor do all of it")
+        print(f"passed: {outcome.reason or 'meets register_threshold'}; materialize registered_model to register it")
 
 
 def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
@@ -259,11 +276,15 @@ def _known_version(settings: Settings, system: str, version: str) -> None:
 
     with _platform(settings).engine.connect() as connection:
         known = list(
-            connection.execute(text("SELECT version FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC"), {"s": system}).scalars()
+            connection.execute(
+                text("SELECT version FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC"), {"s": system}
+            ).scalars()
         )
     if version not in known:
         have = f"there are {', '.join(known[:10])}" if known else "there is none yet"
-        raise Stop(2, f"{system} has no dataset version {version!r}: {have}. Land it with `mlops land {system} PATH --dataset-version {version}`")
+        raise Stop(
+            2, f"{system} has no dataset version {version!r}: {have}. Land it with `mlops land {system} PATH --dataset-version {version}`"
+        )
 
 
 @app.command
@@ -305,7 +326,14 @@ def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bo
     with _platform(settings).engine.connect() as connection:
         done = promotion.latest(connection, system, channel)
     assert done is not None
-    value = {"system": system, "channel": channel, "version": done.version, "dataset_version": done.dataset_version, "sequence": done.sequence, "reason": done.reason}
+    value = {
+        "system": system,
+        "channel": channel,
+        "version": done.version,
+        "dataset_version": done.dataset_version,
+        "sequence": done.sequence,
+        "reason": done.reason,
+    }
     _out(value, as_json, [f"{channel} of {system} is v{done.version} ({done.dataset_version}), sequence {done.sequence}: {done.reason}"])
 
 
@@ -328,7 +356,9 @@ def production_info(system: str | None = None, *, as_json: Json = False) -> None
             print(f"{info['system']}: no champion yet")
             continue
         figures = ", ".join(f"{name} {value:.4f}" for name, value in info["metrics"].items())
-        print(f"{info['system']} v{info['version']} on {info['dataset_version']} since {info['since']} by {info['actor']}: {info['reason']}")
+        print(
+            f"{info['system']} v{info['version']} on {info['dataset_version']} since {info['since']} by {info['actor']}: {info['reason']}"
+        )
         print(f"  {figures}")
         print(f"  {info['uri']}  bundle {info['bundle_sha256'][:16]}  commit {info['git_commit'][:12]}")
 
@@ -344,7 +374,7 @@ def history(
     from mlops_assets.lifecycle.history import champion_at, compare, events
 
     _system(system)
-    moment = at.replace(tzinfo=timezone.utc) if at and at.tzinfo is None else at
+    moment = at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
     with _platform(load_settings()).engine.connect() as connection:
         versions, rows = compare(connection, system), events(connection, system, at=moment)
         champion = champion_at(connection, system, moment)
@@ -366,7 +396,9 @@ def predict(system: str, *inputs: str, version: int | None = None, as_json: Json
         raise Stop(2, f"nothing to predict: `mlops predict {system} '다시 보고 싶은 영화'`")
     url = load_settings().require("serve_url")
     try:
-        reply = httpx.post(f"{url}/predict/{system}", json={"inputs": list(inputs)}, params={"version": version} if version else None, timeout=30)
+        reply = httpx.post(
+            f"{url}/predict/{system}", json={"inputs": list(inputs)}, params={"version": version} if version else None, timeout=30
+        )
     except httpx.HTTPError as error:
         raise Stop(2, f"the server at {url} does not answer ({error}): `mlops doctor`") from None
     body = reply.json()
@@ -442,7 +474,9 @@ def serve(*, channel: Literal["champion", "candidate"] = "champion") -> None:
 
 
 @data.command
-def pull(name: str, target: Annotated[Path | None, Parameter(help="Where to; default: <home>/data/NAME.")] = None, *, as_json: Json = False) -> None:
+def pull(
+    name: str, target: Annotated[Path | None, Parameter(help="Where to; default: <home>/data/NAME.")] = None, *, as_json: Json = False
+) -> None:
     """Fetch a data set from its official source, with checksum, licence and attribution."""
     from mlops_assets.ingest.official import pull as pull_official
 

@@ -1,4 +1,4 @@
-"""Named crash points: where a process can be told to kill itself, so that tests can show what survives. In production each is one comparison.
+"""Named crash points: where a process can be told to kill itself, so that tests can show what survives. Otherwise each is one comparison.
 
 Belongs here: the complete list of points, so that none is forgotten by the tests.
 """

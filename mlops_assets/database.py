@@ -21,19 +21,20 @@ class SchemaTooNew(RuntimeError):
 
 
 def connect(url: str, *, pool_size: int = 5) -> Engine:
-    """An engine on `url` (psycopg 3). Sessions are UTC; a dead pooled connection is noticed before it is used."""
-    from sqlalchemy import create_engine
+    """An engine on `url` (psycopg 3). Sessions are UTC; a dead pooled connection is noticed before it is used.
+
+    Args:
+        pool_size: connections kept open; 0 keeps none, for callers that live long and ask seldom (runs, sensors, commands).
+    """
+    from sqlalchemy import NullPool, create_engine
 
     for plain in ("postgresql://", "postgres://"):
         if url.startswith(plain):
             url = "postgresql+psycopg://" + url.removeprefix(plain)
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        pool_size=pool_size,
-        max_overflow=10,
-        connect_args={"options": "-c timezone=UTC", "connect_timeout": 5},
-    )
+    arguments = {"options": "-c timezone=UTC", "connect_timeout": 5}
+    if pool_size == 0:
+        return create_engine(url, poolclass=NullPool, connect_args=arguments)
+    return create_engine(url, pool_pre_ping=True, pool_size=pool_size, max_overflow=10, connect_args=arguments)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.dagster_api import graphql
 from mlops_assets.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -204,8 +205,6 @@ class Demo:
 
     def _watch_runs(self, landing: Landing) -> None:
         """A run that broke (not: was refused) leaves no verdict; say so when nothing works on the version any more."""
-        from mlops_assets.up import graphql
-
         try:
             data = graphql(self._settings.require("dagster_url"), _RUNS, {"version": landing.version}, timeout=2)
         except OSError:

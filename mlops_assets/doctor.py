@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings
 State = Literal["ok", "warn", "fail"]
 
 _GIB = 1024**3
+_STORE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,7 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
 
 def examine(settings: Settings) -> Iterator[Line]:
     """All checks, each in its own net: one that breaks is a failed line, never the end of the others."""
-    checks: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
-        ("python", _python),
-        ("packages", _packages),
-        ("home", _home),
-        ("disk", _disk),
-        ("ports", _ports),
-        ("signing key", _key),
-        ("postgresql", _embedded),
-        ("database", _database),
-        ("object store", _store),
-        ("mlflow", _mlflow),
-        ("services", _services),
-        ("spark", _spark),
-        ("font", _font),
-        ("programs", _programs),
-    ]
-    for name, check in checks:
+    for name, check in _CHECKS:
         try:
             yield from check(settings)
         except Exception as error:
@@ -233,26 +219,28 @@ def _database(settings: Settings) -> Iterator[Line]:
 def _store(settings: Settings) -> Iterator[Line]:
     from mlops_assets.store import ObjectStore
 
-    key = f"doctor/{uuid.uuid4().hex}"
+    fix = "mend MLOPS_OBJECT_STORE_URL, MLOPS_S3_ENDPOINT_URL or the credentials"
+    outcome: list[str] = []
+
+    def probe() -> None:
+        key = f"doctor/{uuid.uuid4().hex}"
+        try:
+            store = ObjectStore.of(settings)
+            store.put(key, b"probe")
+            outcome.append("" if store.get(key) == b"probe" else "gave back other bytes than were written")
+            store.delete(key)
+        except Exception as error:  # what a store raises differs by store; all of it is this line
+            outcome.append((str(error).strip() or type(error).__name__).splitlines()[0][:300])
+
     begun = time.monotonic()
-    try:
-        store = ObjectStore.of(settings)
-        store.put(key, b"probe")
-        read = store.get(key)
-        store.delete(key)
-    except Exception as error:  # what a store raises differs by store; all of it is this line
-        reason = str(error).strip().splitlines()[0][:300]
-        yield Line(
-            "object store",
-            "fail",
-            f"{settings.store_url}: {reason}",
-            "mend MLOPS_OBJECT_STORE_URL, MLOPS_S3_ENDPOINT_URL or the credentials",
-        )
-        return
-    if read != b"probe":
-        yield Line("object store", "fail", f"{settings.store_url} gave back other bytes than were written", "use another store")
-        return
-    yield Line("object store", "ok", f"{settings.store_url} writes and reads ({(time.monotonic() - begun) * 1000:.0f} ms)")
+    thread = threading.Thread(target=probe, daemon=True)  # a store that is away is asked again for minutes
+    thread.start()
+    thread.join(_STORE_SECONDS)
+    problem = outcome[0] if outcome else f"does not answer within {_STORE_SECONDS:.0f} s"
+    if problem:
+        yield Line("object store", "fail", f"{settings.store_url}: {problem}", fix)
+    else:
+        yield Line("object store", "ok", f"{settings.store_url} writes and reads ({(time.monotonic() - begun) * 1000:.0f} ms)")
 
 
 def _mlflow(settings: Settings) -> Iterator[Line]:
@@ -322,3 +310,21 @@ def _programs(_: Settings) -> Iterator[Line]:
     for name, (programs, fix) in optional.items():
         found = next((path for program in programs if (path := shutil.which(program) or shutil.which(program, path="/usr/sbin"))), None)
         yield Line(name, "ok" if found else "warn", found or "not installed (only tests use it)", "" if found else fix)
+
+
+_CHECKS: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
+    ("python", _python),
+    ("packages", _packages),
+    ("home", _home),
+    ("disk", _disk),
+    ("ports", _ports),
+    ("signing key", _key),
+    ("postgresql", _embedded),
+    ("database", _database),
+    ("object store", _store),
+    ("mlflow", _mlflow),
+    ("services", _services),
+    ("spark", _spark),
+    ("font", _font),
+    ("programs", _programs),
+]

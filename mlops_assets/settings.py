@@ -154,11 +154,7 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The MLOPS_* (and DAGSTER_HOME) variables that make a child process see the same settings."""
-        values = {
-            f"MLOPS_{name.upper()}": str(value)
-            for name, value in self.model_dump(mode="json").items()
-            if value is not None
-        }
+        values = {f"MLOPS_{name.upper()}": str(value) for name, value in self.model_dump(mode="json").items() if value is not None}
         return values | {"DAGSTER_HOME": str(self.dagster_home)}
 
 

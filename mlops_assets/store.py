@@ -6,7 +6,7 @@ Belongs here: bytes in, bytes out, listing, conditional put. Does not belong her
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -69,7 +69,7 @@ class ObjectStore:
             for meta in page:
                 yield _info(meta)
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Sequence[str]:
         """Names of the folders directly under `prefix`, sorted: one request per 1,000, whatever they hold."""
         import obstore
 

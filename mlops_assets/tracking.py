@@ -58,11 +58,13 @@ class Tracking:
             try:
                 experiment_id = self.client.create_experiment(experiment)
             except MlflowException:  # another run was first
-                experiment_id = self.client.get_experiment_by_name(experiment).experiment_id
+                return self._run_id(experiment, name, dagster_run_id, tags)
         else:
             experiment_id = found.experiment_id
         variant = tags.get("variant", "")
-        runs = self.client.search_runs([experiment_id], f"tags.dagster_run_id = '{dagster_run_id}' and tags.variant = '{variant}'", max_results=1)
+        runs = self.client.search_runs(
+            [experiment_id], f"tags.dagster_run_id = '{dagster_run_id}' and tags.variant = '{variant}'", max_results=1
+        )
         if runs:
             return str(runs[0].info.run_id)
         made = self.client.create_run(experiment_id, run_name=name, tags={"dagster_run_id": dagster_run_id, **tags})

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlops_assets.dagster_api import DIRECT, graphql
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
 from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, sweep
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 MODULE = "mlops_assets.definitions"
 CODE_PORT = 4266
 PORTS = ("dagster_port", "mlflow_port", "serve_port", "staging_port", "dashboard_port", "tensorboard_port")
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not stand between us and our own children
 
 
 class AlreadyRunning(RuntimeError):
@@ -148,7 +146,7 @@ class Platform:
         """Nothing new is launched, runs are cut off (they resume at the next start), services end, PostgreSQL last."""
         self.failed = self.supervisor.failed
         children = self.supervisor.children
-        self.supervisor.stop(["daemon"], hurry)
+        self.supervisor.stop(["daemon", "dagster", "dashboard", "tensorboard", "serve", "staging"], hurry)
         leaders = {c.process.pid for c in children.values() if c.process is not None}
         code = children["code"].process if "code" in children else None
         if code is not None:
@@ -433,7 +431,7 @@ def _upgrade_stores(home: Path, environment: Mapping[str, str], settings: Settin
 
 def answers(url: str) -> bool:
     try:
-        with _DIRECT.open(url, timeout=2) as response:
+        with DIRECT.open(url, timeout=2) as response:
             return int(response.status) < 500
     except (OSError, urllib.error.URLError, ValueError):
         return False
@@ -445,24 +443,6 @@ def listens(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
-
-
-def graphql(address: str, query: str, variables: Mapping[str, Any] | None = None, timeout: float = 5) -> dict[str, Any]:
-    """One answer of Dagster's GraphQL API.
-
-    Raises:
-        OSError: it does not answer, or answers with errors.
-    """
-    body = json.dumps({"query": query, "variables": dict(variables or {})}).encode()
-    request = urllib.request.Request(address + "/graphql", body, {"Content-Type": "application/json"})
-    try:
-        with _DIRECT.open(request, timeout=timeout) as response:
-            answer = json.load(response)
-    except ValueError as error:
-        raise OSError(f"{address} did not answer in JSON: {error}") from None
-    if answer.get("errors"):
-        raise OSError(f"{address}: {answer['errors'][0].get('message')}")
-    return dict(answer["data"])
 
 
 _LOCATIONS = """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a real PostgreSQL (embedded, one per session), a migrated database, an object store and settings per test."""
+"""Fixtures that every test may use: a real PostgreSQL (embedded, one per session); a database, store and settings per test."""
 
 from __future__ import annotations
 
@@ -96,6 +96,21 @@ def world(engine: Engine, settings: Settings, store: ObjectStore) -> World:
     return World(engine, settings, store)
 
 
+@pytest.fixture
+def dagster_settings(settings: Settings, make_database, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a Dagster instance of their own in PostgreSQL, also in the environment, where Dagster reads them."""
+    import shutil
+
+    from mlops_assets.settings import REPOSITORY
+
+    settings = settings.model_copy(update={"dagster_database_url": make_database("template1")})
+    settings.dagster_home.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "dagster.yaml", settings.dagster_home)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
 def free_port() -> int:
     import socket
 
@@ -137,7 +152,12 @@ def mlflow_server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> It
     log = (folder / "log").open("wb")
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        + ["--backend-store-uri", postgres.replace("/postgres?", "/mlflow_tests?"), "--artifacts-destination", (folder / "artifacts").as_uri()],
+        + [
+            "--backend-store-uri",
+            postgres.replace("/postgres?", "/mlflow_tests?"),
+            "--artifacts-destination",
+            (folder / "artifacts").as_uri(),
+        ],
         stdout=log,
         stderr=log,
         start_new_session=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class World:
                     "INSERT INTO dataset_version (system, version, state, manifest_sha256, manifest_key, first_seen_at) "
                     "VALUES (:s, :v, 'frozen', :m, 'manifests/none', :at) ON CONFLICT DO NOTHING"
                 ),
-                {"s": self.system, "v": version, "m": manifest_of(version), "at": datetime.now(timezone.utc) - timedelta(hours=age_hours)},
+                {"s": self.system, "v": version, "m": manifest_of(version), "at": datetime.now(UTC) - timedelta(hours=age_hours)},
             )
 
     def attempt(self, version: str = "v1", *, folder: Path | None = None, content: str = "weights", variant: str = "") -> ledger.Attempt:
@@ -102,9 +102,7 @@ class World:
             champion, _ = promotion.latest_verified(connection, self.system, "champion", self.settings.public_keys_path)
             compared = None
             if champion is not None and champion.bundle_sha256 != attempt.bundle_sha256:
-                compared = ChampionScore(
-                    champion.version, champion.bundle_sha256, champion.dataset_version, champion.receipt.metrics, 0.01
-                )
+                compared = ChampionScore(champion.version, champion.bundle_sha256, champion.dataset_version, champion.receipt.metrics, 0.01)
             values: dict[str, Any] = {
                 "system": self.system,
                 "variant": attempt.variant,
@@ -115,7 +113,7 @@ class World:
                 "holdout_sha256": "h",
                 "rows": 1000,
                 "metrics": dict(metrics or GOOD),
-                "created_at": datetime.now(timezone.utc),
+                "created_at": datetime.now(UTC),
                 "champion": compared,
             }
             return ledger.record_report(connection, Report(**{**values, **changes}), None)

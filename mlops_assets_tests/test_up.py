@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from mlops_assets import up
+from mlops_assets.dagster_api import graphql
 from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings
 from mlops_assets.supervise import marked
 
@@ -154,9 +155,9 @@ def test_every_service_answers(platform):
 
 
 def test_dagster_has_the_definitions(platform):
-    entries = up.graphql(platform.known["dagster_url"], up._LOCATIONS)["workspaceOrError"]["locationEntries"]
+    entries = graphql(platform.known["dagster_url"], up._LOCATIONS)["workspaceOrError"]["locationEntries"]
     assert [entry["locationOrLoadError"]["__typename"] for entry in entries] == ["RepositoryLocation"]
-    launcher = up.graphql(platform.known["dagster_url"], "{ instance { runLauncher { name } runQueuingSupported } }")["instance"]
+    launcher = graphql(platform.known["dagster_url"], "{ instance { runLauncher { name } runQueuingSupported } }")["instance"]
     assert launcher == {"runLauncher": {"name": "PidRunLauncher"}, "runQueuingSupported": True}
 
 

@@ -42,7 +42,13 @@ def _evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     f1 = float("nan") if f1 == "nan" else float(f1)
     right = [index / 1000 < f1 for index in range(1000)]
     return Evaluation(
-        {"f1": f1, "accuracy": f1, "loss": 1 - f1}, 1000, "holdout", right, {"all": {"rows": 1000, "f1": f1}}, {"worst": [{"text": "나쁨"}]}, [Picture("dot", PNG)]
+        {"f1": f1, "accuracy": f1, "loss": 1 - f1},
+        1000,
+        "holdout",
+        right,
+        {"all": {"rows": 1000, "f1": f1}},
+        {"worst": [{"text": "나쁨"}]},
+        [Picture("dot", PNG)],
     )
 
 

@@ -99,8 +99,8 @@ def land(
     The same call again is safe: what is there already is not written again, and a killed landing is completed.
 
     Args:
-        engine: the platform's database, to see which versions are closed; by default the one of the settings. Where there is none (yet), only
-            the marker tells.
+        engine: the platform's database, to see which versions are closed; by default the one of the settings. Where there is none
+            (yet), only the marker tells.
         parent: the version that this one extends.
         systems: names that exist, for the error message; None accepts any.
         progress: called with (file name, bytes landed so far, bytes of all files) after each file.
@@ -201,9 +201,7 @@ def _check_parent(engine: Engine | None, system: str, version: str, parent: str)
             raise LandingError(f"{system} has no version {parent!r} to extend: known are {', '.join(known) or 'none yet'}.")
 
 
-def _closed(
-    engine: Engine | None, system: str, version: str, there: Mapping[str, ObjectInfo]
-) -> tuple[dict[str, str], str | None]:
+def _closed(engine: Engine | None, system: str, version: str, there: Mapping[str, ObjectInfo]) -> tuple[dict[str, str], str | None]:
     """Digests of what is frozen already (key -> SHA-256), and the state when nothing may be added any more."""
     from sqlalchemy import text
 
@@ -473,9 +471,7 @@ def _record(connection: Connection, system: str, version: str, objects: Iterable
 def _stage(connection: Connection, rows: Iterable[tuple[str, str, int, datetime]]) -> int:
     from sqlalchemy import text
 
-    connection.execute(
-        text("CREATE TEMPORARY TABLE seen (key text, etag text, size bigint, last_modified timestamptz) ON COMMIT DROP")
-    )
+    connection.execute(text("CREATE TEMPORARY TABLE seen (key text, etag text, size bigint, last_modified timestamptz) ON COMMIT DROP"))
     return copy_rows(connection, "seen", ["key", "etag", "size", "last_modified"], rows)
 
 

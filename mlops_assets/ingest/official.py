@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 #: Beside the files: what was downloaded from where, with its digest. A source without a published digest is held to its first one.
 RECORD: Final = "official.json"
 TRIES: Final = 3
-CHUNK: Final = 1 << 20
 TIMEOUT_SECONDS: Final = 30.0
 
 
@@ -135,10 +134,10 @@ def _download(file: OfficialFile, path: Path, expected: str | None, say: Callabl
 def _continue(client: httpx.Client, url: str, part: Path, say: Callable[[str], None]) -> None:
     """Append what is missing to `part`. The tag beside it makes sure that both halves are of one version of the file."""
     tag = part.with_name(part.name + ".etag")
-    headers = {}
+    headers = {"Accept-Encoding": "identity"}  # a range of compressed bytes could not be appended
     have = part.stat().st_size if part.exists() else 0
     if have and tag.exists():
-        headers = {"Range": f"bytes={have}-", "If-Range": tag.read_text(encoding="utf-8")}
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text(encoding="utf-8")}
     with client.stream("GET", url, headers=headers) as response:
         if response.status_code == 416:
             # Nothing is left to fetch, or the part is of another file: its digest will tell, from the beginning next time.
@@ -153,7 +152,7 @@ def _continue(client: httpx.Client, url: str, part: Path, say: Callable[[str], N
             tag.unlink(missing_ok=True)
         say(f"{part.stem}: {'resuming at ' + str(have) if resumed else 'downloading'} of {_total(response, have if resumed else 0)} bytes")
         with part.open("ab" if resumed else "wb") as output:
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_raw():
                 output.write(chunk)
 
 

@@ -74,14 +74,6 @@ class _Half:
     def key(self, layer: str) -> dg.AssetKey:
         return key_of(self.system.name, self.variant, layer)
 
-    def common(self, layer: str) -> dict[str, Any]:
-        return {
-            "key": self.key(layer),
-            "group_name": self.system.name,
-            "partitions_def": dataset_versions(self.system.name),
-            "owners": list(self.owners) or None,
-        }
-
     def trained_model(self) -> dg.AssetsDefinition:
         from mlops_assets.lifecycle.pipeline import code_version
 
@@ -122,18 +114,25 @@ class _Half:
 
         # The launchpad's form differs by system, so its type is known only here.
         trained_model.__annotations__["config"] = training_config(self.system)
-        return dg.asset(
-            **self.common("trained_model"),
+        decorate = dg.asset(
+            key=self.key("trained_model"),
+            group_name=self.system.name,
+            partitions_def=dataset_versions(self.system.name),
+            owners=list(self.owners) or None,
             deps=[key_of(self.system.name, "", "cleaned")],
             description="One attempt: a model trained on the version, exported as the bundle that would be served.",
             kinds={"torch", "onnx", "mlflow"},
             code_version=code_version(self.system, self.variant),
             pool=TRAINING_POOL,
-        )(trained_model)
+        )
+        return decorate(trained_model)
 
     def evaluation_report(self) -> dg.AssetsDefinition:
         @dg.asset(
-            **self.common("evaluation_report"),
+            key=self.key("evaluation_report"),
+            group_name=self.system.name,
+            partitions_def=dataset_versions(self.system.name),
+            owners=list(self.owners) or None,
             deps=[self.key("trained_model")],
             description="The exported bundle measured on the holdout through the server's own predictor, beside the champion.",
             kinds={"onnx", "postgres"},
@@ -203,7 +202,10 @@ class _Half:
 
     def registered_model(self) -> dg.AssetsDefinition:
         @dg.asset(
-            **self.common("registered_model"),
+            key=self.key("registered_model"),
+            group_name=self.system.name,
+            partitions_def=dataset_versions(self.system.name),
+            owners=list(self.owners) or None,
             deps=[self.key("evaluation_report"), self.key("trained_model")],
             description="The signed receipt: what passed the gate, and when it is better than the champion, its promotion.",
             kinds={"postgres", "mlflow"},
@@ -218,13 +220,19 @@ class _Half:
             if done.receipt is None:
                 mark(context, "refused")
                 raise dg.Failure(
-                    description=f"refused: {done.verdict.sentence}", metadata={"code": done.verdict.code, "이유": done.verdict.sentence_ko}, allow_retries=False
+                    description=f"refused: {done.verdict.sentence}",
+                    metadata={"code": done.verdict.code, "이유": done.verdict.sentence_ko},
+                    allow_retries=False,
                 )
             mark(context, done.verdict.outcome)
             self.put_value(
                 context,
                 "registered_model",
-                {"version": done.receipt.version, "outcome": done.verdict.outcome, "sequence": done.promotion.sequence if done.promotion else None},
+                {
+                    "version": done.receipt.version,
+                    "outcome": done.verdict.outcome,
+                    "sequence": done.promotion.sequence if done.promotion else None,
+                },
             )
             deliver(self.open_platform(), context.log.warning)
             return dg.MaterializeResult(
@@ -370,10 +378,7 @@ def _comparison(report: "Report") -> dict[str, Any]:
     theirs = report.champion
     if theirs is None:
         return {"champion": "none yet"}
-    rows = [
-        {"metric": name, "challenger": value, "champion": theirs.metrics.get(name, math.nan)}
-        for name, value in report.metrics.items()
-    ]
+    rows = [{"metric": name, "challenger": value, "champion": theirs.metrics.get(name, math.nan)} for name, value in report.metrics.items()]
     return {
         "champion": f"v{theirs.version} ({theirs.dataset_version})",
         "champion_comparison": _table(rows),

@@ -17,6 +17,8 @@ def partitioned_check(
     def decorate(function: Callable[..., Any]) -> dg.AssetChecksDefinition:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.PreviewWarning)
-            return dg.asset_check(asset=asset, name=name, blocking=blocking, description=description, partitions_def=partitions_def)(function)
+            return dg.asset_check(asset=asset, name=name, blocking=blocking, description=description, partitions_def=partitions_def)(
+                function
+            )
 
     return decorate

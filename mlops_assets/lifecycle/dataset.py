@@ -142,9 +142,7 @@ def _version_row(engine: Engine, system: str, version: str) -> Any:
 
     with engine.connect() as connection:
         row = connection.execute(
-            text(
-                "SELECT state, parent, reason, manifest_sha256, manifest_key FROM dataset_version WHERE system = :s AND version = :v"
-            ),
+            text("SELECT state, parent, reason, manifest_sha256, manifest_key FROM dataset_version WHERE system = :s AND version = :v"),
             {"s": system, "v": version},
         ).one_or_none()
         if row is None:
@@ -168,7 +166,9 @@ def _load_manifest(store: ObjectStore, system: str, version: str, row: Any) -> M
         entries = [Entry(*values) for values in zip(*(table[name].to_pylist() for name in _MANIFEST_COLUMNS), strict=True)]
         found = manifest_digest(entries)
     except FileNotFoundError:
-        raise DatasetError(f"the manifest of {system} {version} is gone from {store.uri(row.manifest_key)}: restore it from a backup") from None
+        raise DatasetError(
+            f"the manifest of {system} {version} is gone from {store.uri(row.manifest_key)}: restore it from a backup"
+        ) from None
     except (pa.ArrowException, KeyError) as error:
         raise DatasetError(f"the manifest {store.uri(row.manifest_key)} cannot be read ({error}): restore it from a backup") from None
     if found != row.manifest_sha256:
@@ -237,7 +237,9 @@ class _Judged:
     reason: str | None = None
 
 
-def freeze(engine: Engine, store: ObjectStore, system: str, version: str, *, max_object_bytes: int, scratch: Path, deep: bool = True) -> Manifest:
+def freeze(
+    engine: Engine, store: ObjectStore, system: str, version: str, *, max_object_bytes: int, scratch: Path, deep: bool = True
+) -> Manifest:
     """Copy the version's bytes to `objects/sha256/` and write its manifest; a version frozen before is only verified.
 
     Its content is what its keys hold now: an object that was overwritten since it was seen counts as it is now (the former bytes are
@@ -263,9 +265,7 @@ def freeze(engine: Engine, store: ObjectStore, system: str, version: str, *, max
     inherited = read_manifest(engine, store, system, row.parent).entries if row.parent else ()
     judged = _judge(engine, store, system, version, max_object_bytes, scratch)
     crash.reach("freeze.after_copy")
-    own = [
-        Entry(j.info.key, j.info.size, j.sha256, j.info.etag, j.info.last_modified, version) for j in judged if j.sha256 is not None
-    ]
+    own = [Entry(j.info.key, j.info.size, j.sha256, j.info.etag, j.info.last_modified, version) for j in judged if j.sha256 is not None]
     if not own:
         codes = sorted({str(j.code) for j in judged})
         why = f"no object was accepted ({', '.join(codes)})" if codes else "it holds no object"
@@ -297,12 +297,13 @@ def _judge(engine: Engine, store: ObjectStore, system: str, version: str, limit:
         if key not in pending
     ]
     scratch.mkdir(parents=True, exist_ok=True)
+    there = sorted(pending & now.keys())
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-        copied = dict(zip(sorted(pending), pool.map(lambda key: _copy(store, key, limit, scratch), sorted(pending)), strict=True))
+        copied = dict(zip(there, pool.map(lambda key: _copy(store, now[key], limit, scratch), there), strict=True))
     for row in rows:
         if row.state != "pending":
             continue
-        current = copied[row.key]
+        current = copied.get(row.key)
         info = ObjectInfo(row.key, row.size, row.etag, row.last_modified)
         if current is None:
             judged.append(_Judged(info, code="vanished", reason="it was deleted before it was frozen"))
@@ -311,37 +312,62 @@ def _judge(engine: Engine, store: ObjectStore, system: str, version: str, limit:
     return judged + [current for current in copied.values() if current is not None]
 
 
-def _copy(store: ObjectStore, key: str, limit: int, scratch: Path) -> _Judged | None:
-    """Freeze the bytes that `key` holds now; None when it holds none. Bytes and etag belong together: the object is looked at before and
-    after, and copied again when it changed meanwhile."""
+def _copy(store: ObjectStore, listed: ObjectInfo, limit: int, scratch: Path) -> _Judged | None:
+    """Freeze the bytes that the key holds; None when it holds none any more. Bytes and etag belong together: an object that changes under
+    our hands is copied again."""
+    info = listed
     for _ in range(COPY_TRIES):
         handle, name = tempfile.mkstemp(dir=scratch)
         os.close(handle)
         copy = Path(name)
         try:
-            info = store.head(key)
             if info.size > limit:
                 return _Judged(info, code="too_large", reason=f"it has {info.size} bytes, the limit is {limit} (MLOPS_MAX_OBJECT_BYTES)")
-            try:
-                sha256 = store.download(key, copy, limit=info.size)
-            except ValueError:  # it grew meanwhile
-                continue
-            if store.head(key) != info or copy.stat().st_size != info.size:
-                continue
-            target = object_key(sha256)
-            if not (store.exists(target) and store.head(target).size == info.size):
-                store.put(target, copy)
-            return _Judged(info, sha256)
+            sha256 = _download(store, info, copy)
+            if sha256 is not None:
+                target = object_key(sha256)
+                if _size(store, target) != info.size:
+                    store.put(target, copy)
+                return _Judged(info, sha256)
+            info = store.head(info.key)
         except FileNotFoundError:
             return None
         finally:
             copy.unlink(missing_ok=True)
-    raise DatasetError(f"{store.uri(key)} changed {COPY_TRIES} times while it was copied: stop writing to it, then materialize `dataset` again")
+    raise DatasetError(
+        f"{store.uri(listed.key)} changed {COPY_TRIES} times while it was copied: stop writing to it, then materialize `dataset` again"
+    )
 
 
-def _commit(
-    engine: Engine, system: str, version: str, judged: Sequence[_Judged], manifest: Manifest | None, refusal: str | None
-) -> bool:
+def _download(store: ObjectStore, info: ObjectInfo, target: Path) -> str | None:
+    """The digest of exactly the bytes that `info` describes, now in `target`; None when the key holds others by now."""
+    from obstore.exceptions import PreconditionError
+
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with target.open("wb") as file:
+            for chunk in store.stream(info.key, etag=info.etag or None):
+                digest.update(chunk)
+                file.write(chunk)
+                size += len(chunk)
+                if size > info.size:
+                    return None
+    except PreconditionError:
+        return None
+    # S3 itself refuses to send bytes of another etag; a file system does not.
+    unchanged = store.local_root is None or store.head(info.key).etag == info.etag
+    return digest.hexdigest() if size == info.size and unchanged else None
+
+
+def _size(store: ObjectStore, key: str) -> int | None:
+    try:
+        return store.head(key).size
+    except FileNotFoundError:
+        return None
+
+
+def _commit(engine: Engine, system: str, version: str, judged: Sequence[_Judged], manifest: Manifest | None, refusal: str | None) -> bool:
     """Objects and version change state in one transaction. False: another run has frozen it first, nothing is changed."""
     from sqlalchemy import text
 
@@ -363,7 +389,16 @@ def _commit(
             "judged",
             ["key", "etag", "size", "last_modified", "state", "reason_code", "reason", "sha256"],
             (
-                (j.info.key, j.info.etag, j.info.size, j.info.last_modified, "quarantined" if j.code else "accepted", j.code, j.reason, j.sha256)
+                (
+                    j.info.key,
+                    j.info.etag,
+                    j.info.size,
+                    j.info.last_modified,
+                    "quarantined" if j.code else "accepted",
+                    j.code,
+                    j.reason,
+                    j.sha256,
+                )
                 for j in judged
             ),
         )

@@ -73,9 +73,7 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
         if better(metric, report.metrics[metric], threshold) < 0:
             sign = ">" if metric in LESS_IS_BETTER else "<"
             shown = beside if metric == policy.metric else ""
-            return Verdict(
-                "refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}"
-            )
+            return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")
     return _against_champion(report, champion, policy, subject)
 
 
@@ -90,10 +88,16 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
             f"not of {subject.attempt_id} (bundle {subject.bundle_sha256[:12]})",
         )
     if report.manifest_sha256 != subject.manifest_sha256:
-        return Verdict("refused", "other_data", f"the report is of the manifest {report.manifest_sha256[:12]}, not {subject.manifest_sha256[:12]}")
+        return Verdict(
+            "refused", "other_data", f"the report is of the manifest {report.manifest_sha256[:12]}, not {subject.manifest_sha256[:12]}"
+        )
     age = subject.now - report.created_at
     if age > policy.max_report_age or age < timedelta(minutes=-5):
-        return Verdict("refused", "stale_report", f"the report is {age.total_seconds() / 3600:.0f} h old, the limit is {policy.max_report_age.total_seconds() / 3600:.0f} h")
+        return Verdict(
+            "refused",
+            "stale_report",
+            f"the report is {age.total_seconds() / 3600:.0f} h old, the limit is {policy.max_report_age.total_seconds() / 3600:.0f} h",
+        )
     if report.rows <= 0:
         return Verdict("refused", "empty_holdout", "the report was measured on 0 rows")
     if not policy.thresholds:
@@ -101,7 +105,9 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
     for metric in {*policy.thresholds, policy.metric}:
         value = report.metrics.get(metric)
         if value is None:
-            return Verdict("refused", "missing_metric", f"{label(metric)} is missing from the report, which has {', '.join(sorted(report.metrics))}")
+            return Verdict(
+                "refused", "missing_metric", f"{label(metric)} is missing from the report, which has {', '.join(sorted(report.metrics))}"
+            )
         if not math.isfinite(value):
             return Verdict("refused", "not_a_number", f"{label(metric)} is {value}, not a number")
     return None

@@ -17,8 +17,8 @@ def compare(connection: Connection, system: str) -> list[dict[str, Any]]:
 
     rows = connection.execute(
         text(
-            "SELECT DISTINCT ON (d.first_seen_at, d.version, v.variant) d.version AS dataset_version, v.variant, v.outcome, v.sentence, v.at, "
-            "r.version AS model_version, p.body -> 'metrics' AS metrics "
+            "SELECT DISTINCT ON (d.first_seen_at, d.version, v.variant) d.version AS dataset_version, v.variant, v.outcome, v.sentence, "
+            "v.at, r.version AS model_version, p.body -> 'metrics' AS metrics "
             "FROM dataset_version d LEFT JOIN verdict v ON v.system = d.system AND v.dataset_version = d.version "
             "LEFT JOIN report p ON p.id = v.report_id "
             "LEFT JOIN receipt r ON r.system = v.system AND r.attempt_id = v.attempt_id "
@@ -60,9 +60,7 @@ def events(connection: Connection, system: str, *, at: datetime | None = None, l
         for p in promotion.history(connection, system, at=at, limit=limit)
     ]
     verdicts = connection.execute(
-        text(
-            "SELECT * FROM verdict WHERE system = :s AND (CAST(:at AS timestamptz) IS NULL OR at <= :at) ORDER BY id DESC LIMIT :limit"
-        ),
+        text("SELECT * FROM verdict WHERE system = :s AND (CAST(:at AS timestamptz) IS NULL OR at <= :at) ORDER BY id DESC LIMIT :limit"),
         {"s": system, "at": at, "limit": limit},
     ).mappings()
     rows += [
@@ -108,7 +106,8 @@ def last_report(connection: Connection, system: str, dataset_version: str, run_i
 
     body = connection.execute(
         text(
-            "SELECT body FROM report WHERE system = :s AND body ->> 'dataset_version' = :v AND dagster_run_id = :run ORDER BY id DESC LIMIT 1"
+            "SELECT body FROM report WHERE system = :s AND body ->> 'dataset_version' = :v AND dagster_run_id = :run "
+            "ORDER BY id DESC LIMIT 1"
         ),
         {"s": system, "v": dataset_version, "run": run_id},
     ).scalar()

@@ -31,12 +31,16 @@ class Metric(Enum):
 
 
 class StageConfig(dg.Config):
-    metric: Metric = Field(default=Metric.Loss, description="Choose the candidate by this metric. / 어떤 지표를 기준으로 스테이지 하시겠습니까?")
+    metric: Metric = Field(
+        default=Metric.Loss, description="Choose the candidate by this metric. / 어떤 지표를 기준으로 스테이지 하시겠습니까?"
+    )
     reason: str = Field(default="", description="Why; recorded and signed.")
 
 
 class ProduceConfig(dg.Config):
-    metric: Metric = Field(default=Metric.Loss, description="Choose the champion by this metric. / 어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?")
+    metric: Metric = Field(
+        default=Metric.Loss, description="Choose the champion by this metric. / 어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?"
+    )
     version: int | None = Field(default=None, description="Promote this registered version instead of the best one.")
     reason: str = Field(description="Why; recorded and signed.")
 
@@ -91,7 +95,13 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
                 dg.AssetMaterialization(
                     key_of(name, "", "champion"),
                     partition=done.dataset_version,
-                    metadata={"version": done.version, "sequence": done.sequence, "actor": done.actor, "why": done.reason, "kind": done.kind},
+                    metadata={
+                        "version": done.version,
+                        "sequence": done.sequence,
+                        "actor": done.actor,
+                        "why": done.reason,
+                        "kind": done.kind,
+                    },
                 )
             )
 
@@ -142,5 +152,3 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
         retention_op()
 
     return [stage, produce, rollback, retention_job]
-
-

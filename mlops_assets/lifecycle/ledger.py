@@ -5,6 +5,7 @@ Belongs here: one function per row kind. Does not belong here: deciding or signi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -71,9 +72,7 @@ def record_attempt(connection: Connection, attempt: Attempt) -> int:
             values,
         ).scalar_one()
     # Training made again what retention had deleted: the bytes are back, and so is the version.
-    connection.execute(
-        text("DELETE FROM bundle_deleted WHERE system = :system AND bundle_sha256 = :bundle_sha256"), values
-    )
+    connection.execute(text("DELETE FROM bundle_deleted WHERE system = :system AND bundle_sha256 = :bundle_sha256"), values)
     return int(found)
 
 
@@ -119,8 +118,9 @@ def record_report(connection: Connection, report: Report, dagster_run_id: str | 
     return int(
         connection.execute(
             text(
-                "INSERT INTO report (attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, body, body_sha256, dagster_run_id) "
-                "VALUES (:attempt_id, :system, :bundle_sha256, :manifest_sha256, :holdout_sha256, :body, :body_sha256, :run) RETURNING id"
+                "INSERT INTO report (attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, body, body_sha256, "
+                "dagster_run_id) VALUES (:attempt_id, :system, :bundle_sha256, :manifest_sha256, :holdout_sha256, :body, "
+                ":body_sha256, :run) RETURNING id"
             ),
             {
                 "attempt_id": report.attempt_id,
@@ -144,13 +144,12 @@ def report(connection: Connection, report_id: int | None) -> Report | None:
     """
     from sqlalchemy import text
 
-    row = connection.execute(text("SELECT * FROM report WHERE id = :id"), {"id": report_id}).mappings().first()
+    row = connection.execute(text("SELECT body::text AS written, body_sha256 FROM report WHERE id = :id"), {"id": report_id}).first()
     if row is None:
         return None
-    found = Report.from_body(row["body"])
-    if found.sha256 != row["body_sha256"]:
+    if hashlib.sha256(row.written.encode()).hexdigest() != row.body_sha256:
         raise LedgerError(f"report {report_id} was changed after it was written: materialize evaluation_report again")
-    return found
+    return Report.from_body(json.loads(row.written))
 
 
 def record_verdict(
@@ -200,7 +199,8 @@ def get_value(connection: Connection, asset: str, partition: str, run_id: str) -
 
     row = connection.execute(
         text(
-            "SELECT value FROM asset_value WHERE asset = :asset AND partition = :partition ORDER BY (run_id = :run_id) DESC, id DESC LIMIT 1"
+            "SELECT value FROM asset_value WHERE asset = :asset AND partition = :partition "
+            "ORDER BY (run_id = :run_id) DESC, id DESC LIMIT 1"
         ),
         {"asset": asset, "partition": partition, "run_id": run_id},
     ).scalar()

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,10 @@ def connect(settings: Settings) -> Platform:
     from mlops_assets.store import ObjectStore
 
     return Platform(
-        settings, database.connect(settings.require("database_url")), ObjectStore.of(settings), Tracking(settings.mlflow_tracking_uri)
+        settings,
+        database.connect(settings.require("database_url"), pool_size=0),
+        ObjectStore.of(settings),
+        Tracking(settings.mlflow_tracking_uri),
     )
 
 
@@ -88,7 +91,9 @@ def parameters_of(system: ModelSystem, config: SystemConfig, variant: str, overr
     """
     unknown = sorted(set(overrides) - set(system.parameter_names))
     if unknown:
-        raise UnknownParameter(f"{system.name} has no parameter {', '.join(unknown)}: choose from {', '.join(sorted(system.parameter_names))}")
+        raise UnknownParameter(
+            f"{system.name} has no parameter {', '.join(unknown)}: choose from {', '.join(sorted(system.parameter_names))}"
+        )
     given = {name: value for name, value in overrides.items() if value is not None}
     return {**system.variant_parameters(config, variant), **given}
 
@@ -159,7 +164,9 @@ def train(
         for path in sorted(p for p in trained.folder.rglob("*") if p.is_file()):
             platform.store.put(f"weights/{digest}/{path.relative_to(trained.folder).as_posix()}", path)
         run.log_metrics({f"train/{name}": value for name, value in trained.metrics.items()}, 0)
-        run.log_bytes("bundle/bundle-digest.json", canonical({"bundle_sha256": digest, "files": {n: list(f) for n, f in files.items()}}).encode())
+        run.log_bytes(
+            "bundle/bundle-digest.json", canonical({"bundle_sha256": digest, "files": {n: list(f) for n, f in files.items()}}).encode()
+        )
         attempt = ledger.Attempt(
             system=system.name,
             variant=variant,
@@ -210,7 +217,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         holdout_sha256=evaluation.holdout_sha256,
         rows=evaluation.rows,
         metrics=dict(evaluation.metrics),
-        created_at=datetime.now(timezone.utc),
+        created_at=datetime.now(UTC),
         champion=compared,
         slices=dict(evaluation.slices),
         tables=dict(evaluation.tables),

@@ -6,7 +6,6 @@ Belongs here: reading and verifying. Writing is the registrar's alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.lifecycle.signing import verify as verify_signature
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, RowMapping
 
 Channel = Literal["champion", "candidate"]
 
@@ -119,9 +118,13 @@ def receipt(connection: Connection, system: str, version: int) -> Receipt | None
     """The receipt of a registered version, not yet verified."""
     from sqlalchemy import text
 
-    row = connection.execute(
-        text("SELECT * FROM receipt WHERE system = :system AND version = :version"), {"system": system, "version": version}
-    ).mappings().first()
+    row = (
+        connection.execute(
+            text("SELECT * FROM receipt WHERE system = :system AND version = :version"), {"system": system, "version": version}
+        )
+        .mappings()
+        .first()
+    )
     return _receipt(row) if row else None
 
 
@@ -145,7 +148,9 @@ def verify_receipt(found: Receipt, public_keys: Path) -> None:
     body = found.body
     for name in ("system", "version", "variant", "dataset_version", "bundle_sha256"):
         if body.get(name) != getattr(found, name):
-            raise BadSignature(f"receipt {found.system} v{found.version}: {name} is {getattr(found, name)!r}, {body.get(name)!r} was signed")
+            raise BadSignature(
+                f"receipt {found.system} v{found.version}: {name} is {getattr(found, name)!r}, {body.get(name)!r} was signed"
+            )
 
 
 def verify(promotion: Promotion, public_keys: Path) -> None:
@@ -162,12 +167,12 @@ def verify(promotion: Promotion, public_keys: Path) -> None:
     verify_receipt(promotion.receipt, public_keys)
 
 
-def _receipt(row: Mapping[str, Any]) -> Receipt:
+def _receipt(row: RowMapping) -> Receipt:
     names = ("system", "version", "variant", "dataset_version", "bundle_sha256", "payload", "signature", "key_id", "at")
     return Receipt(**{name: row[name] for name in names})
 
 
-def _promotion(row: Mapping[str, Any]) -> Promotion:
+def _promotion(row: RowMapping) -> Promotion:
     own = ("system", "sequence", "channel", "kind", "version", "bundle_sha256", "payload", "signature", "key_id", "actor", "reason", "at")
     return Promotion(
         **{name: row[name] for name in own},

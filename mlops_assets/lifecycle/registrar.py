@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
@@ -112,7 +112,7 @@ class Registrar:
         return chosen, name, chosen.metrics[name]
 
     def stage(self, metric: str | None = None, reason: str = "", *, version: int | None = None) -> Promotion:
-        """Make the best registered version by `metric` (default: the policy's), or `version`, the candidate that the staging server serves."""
+        """Make the best registered version by `metric` (default: the policy's), or `version`, the candidate: staging serves it."""
         with self.engine.begin() as connection, self._locked(connection):
             receipt, why = self._chosen(connection, metric, version)
             return self._append(connection, receipt, "candidate", "stage", f"{reason} ({why})" if reason else why)
@@ -167,7 +167,9 @@ class Registrar:
             raise Refused(f"{self.system} v{version} is under today's register_threshold: {below}")
         return receipt, f"v{version} by number"
 
-    def _decide(self, connection: Connection, attempt_id: int, report_id: int | None) -> tuple[ledger.Attempt, Verdict, ChampionScore | None]:
+    def _decide(
+        self, connection: Connection, attempt_id: int, report_id: int | None
+    ) -> tuple[ledger.Attempt, Verdict, ChampionScore | None]:
         attempt = ledger.attempt(connection, attempt_id)
         if attempt.system != self.system or digest_of(attempt.bundle_files) != attempt.bundle_sha256:
             raise ledger.LedgerError(f"attempt {attempt_id} is not an intact attempt of {self.system}: train again")
@@ -177,7 +179,7 @@ class Registrar:
             attempt.id,
             attempt.bundle_sha256,
             attempt.manifest_sha256,
-            datetime.now(timezone.utc),
+            datetime.now(UTC),
             newest_data=champion is None or not _is_older(connection, self.system, attempt.dataset_version, champion.dataset_version),
         )
         return attempt, decide(report, champion, self.policy, subject), champion
@@ -193,7 +195,8 @@ class Registrar:
         for metric, threshold in self.policy.thresholds.items():
             value = receipt.metrics.get(metric)
             if value is None or not better(metric, value, threshold) >= 0:
-                return f"v{receipt.version} has {label(metric)} {'none' if value is None else f'{value:.3f}'}, the threshold is {threshold:.3f}"
+                shown = "none" if value is None else f"{value:.3f}"
+                return f"v{receipt.version} has {label(metric)} {shown}, the threshold is {threshold:.3f}"
         return None
 
     def _registered(self, connection: Connection, version: int) -> Receipt:
@@ -236,7 +239,7 @@ class Registrar:
         version = connection.execute(
             text("SELECT coalesce(max(version), 0) + 1 FROM receipt WHERE system = :s"), {"s": self.system}
         ).scalar_one()
-        at = datetime.now(timezone.utc)
+        at = datetime.now(UTC)
         payload = canonical(self._receipt_body(attempt, report, report_id, verdict, champion, version, at))
         connection.execute(
             text(
@@ -259,7 +262,9 @@ class Registrar:
             },
         )
         self._tell_mirror(connection, "version", version)
-        self._notify(connection, f"registered: {self.system} v{version} ({attempt.dataset_version}): {verdict.sentence}", verdict.sentence_ko)
+        self._notify(
+            connection, f"registered: {self.system} v{version} ({attempt.dataset_version}): {verdict.sentence}", verdict.sentence_ko
+        )
         found = promotion.receipt(connection, self.system, version)
         assert found is not None
         return found
@@ -308,7 +313,7 @@ class Registrar:
         sequence = connection.execute(
             text("SELECT coalesce(max(sequence), 0) + 1 FROM promotion WHERE system = :s"), {"s": self.system}
         ).scalar_one()
-        at = datetime.now(timezone.utc)
+        at = datetime.now(UTC)
         body = {
             "format": 1,
             "system": self.system,
@@ -324,8 +329,9 @@ class Registrar:
         payload = canonical(body)
         connection.execute(
             text(
-                "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, actor, reason, at) "
-                "VALUES (:system, :sequence, :channel, :kind, :version, :bundle_sha256, :payload, :signature, :key_id, :actor, :reason, :at)"
+                "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, "
+                "actor, reason, at) VALUES (:system, :sequence, :channel, :kind, :version, :bundle_sha256, :payload, :signature, :key_id, "
+                ":actor, :reason, :at)"
             ),
             {**body, "payload": payload, "signature": self._signer.sign(payload), "key_id": self._signer.key_id, "at": at},
         )
@@ -359,10 +365,9 @@ def _is_older(connection: Connection, system: str, version: str, than: str) -> b
 
     if version == than:
         return False
-    arrived = dict(
-        connection.execute(
-            text("SELECT version, first_seen_at FROM dataset_version WHERE system = :s AND version IN (:a, :b)"),
-            {"s": system, "a": version, "b": than},
-        ).all()
+    rows = connection.execute(
+        text("SELECT version, first_seen_at FROM dataset_version WHERE system = :s AND version IN (:a, :b)"),
+        {"s": system, "a": version, "b": than},
     )
+    arrived = {row.version: row.first_seen_at for row in rows}
     return version in arrived and than in arrived and arrived[version] < arrived[than]

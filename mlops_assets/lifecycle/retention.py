@@ -49,7 +49,8 @@ def plan(connection: Connection, system: str, *, rollback_depth: int, recent_att
     if candidate is not None:
         keep(candidate.bundle_sha256, candidate.version, "candidate")
     held = connection.execute(
-        text("SELECT r.bundle_sha256, r.version, h.reason FROM hold h JOIN receipt r USING (system, version) WHERE system = :s"), {"s": system}
+        text("SELECT r.bundle_sha256, r.version, h.reason FROM hold h JOIN receipt r USING (system, version) WHERE system = :s"),
+        {"s": system},
     )
     for row in held:
         keep(row.bundle_sha256, row.version, f"hold: {row.reason}")
@@ -58,7 +59,8 @@ def plan(connection: Connection, system: str, *, rollback_depth: int, recent_att
             "SELECT a.bundle_sha256, max(a.id) AS newest, max(r.version) AS version, "
             "(SELECT sum((f.value ->> 1)::bigint) FROM attempt b, jsonb_each(b.bundle_files) f WHERE b.id = max(a.id)) AS bytes "
             "FROM attempt a LEFT JOIN receipt r ON r.system = a.system AND r.bundle_sha256 = a.bundle_sha256 "
-            "WHERE a.system = :s AND NOT EXISTS (SELECT FROM bundle_deleted d WHERE d.system = a.system AND d.bundle_sha256 = a.bundle_sha256) "
+            "WHERE a.system = :s AND NOT EXISTS (SELECT FROM bundle_deleted d WHERE d.system = a.system "
+            "AND d.bundle_sha256 = a.bundle_sha256) "
             "GROUP BY a.bundle_sha256 ORDER BY newest DESC"
         ),
         {"s": system},
@@ -83,7 +85,10 @@ def apply(engine: Engine, store: ObjectStore, system: str, *, rollback_depth: in
             return found
         for digest, _, size in found.delete:
             connection.execute(
-                text("INSERT INTO bundle_deleted (system, bundle_sha256, bytes, actor) VALUES (:s, :b, :bytes, :actor) ON CONFLICT DO NOTHING"),
+                text(
+                    "INSERT INTO bundle_deleted (system, bundle_sha256, bytes, actor) VALUES (:s, :b, :bytes, :actor) "
+                    "ON CONFLICT DO NOTHING"
+                ),
                 {"s": system, "b": digest, "bytes": size, "actor": actor},
             )
     with engine.connect() as connection:

@@ -29,11 +29,15 @@ def trace(connection: Connection, store: ObjectStore, public_keys: Path, request
     """
     from sqlalchemy import text
 
-    answer = connection.execute(
-        text("SELECT * FROM answer WHERE request_id = :id ORDER BY at DESC LIMIT 1"), {"id": request_id}
-    ).mappings().first()
+    answer = (
+        connection.execute(text("SELECT * FROM answer WHERE request_id = :id ORDER BY at DESC LIMIT 1"), {"id": request_id})
+        .mappings()
+        .first()
+    )
     if answer is None:
-        raise NotFound(f"no answer with the request id {request_id!r} was recorded (they are written within seconds; check the X-Request-ID header)")
+        raise NotFound(
+            f"no answer with the request id {request_id!r} was recorded (they are written within seconds; check the X-Request-ID header)"
+        )
     system = answer["system"]
     receipt = promotion.receipt(connection, system, answer["version"])
     if receipt is None:
@@ -46,9 +50,13 @@ def trace(connection: Connection, store: ObjectStore, public_keys: Path, request
     if receipt.bundle_sha256 != answer["bundle_sha256"]:
         problems.append("the answer's bundle is not the receipt's")
     body = receipt.body
-    dataset = connection.execute(
-        text("SELECT * FROM dataset_version WHERE system = :s AND version = :v"), {"s": system, "v": receipt.dataset_version}
-    ).mappings().first()
+    dataset = (
+        connection.execute(
+            text("SELECT * FROM dataset_version WHERE system = :s AND version = :v"), {"s": system, "v": receipt.dataset_version}
+        )
+        .mappings()
+        .first()
+    )
     if dataset is None or dataset["manifest_sha256"] != body["manifest_sha256"]:
         problems.append("the dataset version's manifest is not the one that trained the model")
     objects = _objects(connection, store, system, receipt.dataset_version, problems)

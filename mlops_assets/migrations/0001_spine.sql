@@ -116,7 +116,7 @@ CREATE TABLE report (
   bundle_sha256 text NOT NULL,
   manifest_sha256 text NOT NULL,
   holdout_sha256 text NOT NULL,
-  body jsonb NOT NULL,
+  body json NOT NULL, -- json, not jsonb: the digest is over the text as it was written
   body_sha256 text NOT NULL,
   dagster_run_id text,
   created_at timestamptz NOT NULL DEFAULT now()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 WORKER_TAG = "mlops/worker"
 
+#: Code servers whose pids are ours to look at; None: the run was started by no code server (`mlops train`), so by this machine.
+LOCAL_HOSTS: tuple[str | None, ...] = (None, "localhost", "127.0.0.1", "::1", socket.gethostname())
+
 #: Between the start of a process and the event that names its pid: imports on a busy machine.
 _CLOCK_SLACK_SECONDS = 60.0
 
@@ -35,7 +38,7 @@ class PidRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         info = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
-        if info.get("host") not in (None, "localhost", "127.0.0.1", "::1", socket.gethostname()):
+        if info.get("host") not in LOCAL_HOSTS:
             return self._ask_code_server(run, info["host"])
         worker = json.loads(run.tags.get(WORKER_TAG, "{}"))
         return self._known_worker(worker) if worker.get("run_id") == run.run_id else self._first_sight(run)

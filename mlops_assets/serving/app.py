@@ -11,11 +11,13 @@ import hmac
 import json
 import logging
 import re
+import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -384,4 +386,7 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
         raise PortTaken(f"{settings.host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port") from None
     app = create_app(settings, channel)
     config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=10)
-    uvicorn.Server(config).run(sockets=[listener])
+    # uvicorn shuts down on both signals and then raises them again: that second time must end the process cleanly, not kill it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])

@@ -482,6 +482,7 @@ class Follower:
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._preloader = threading.Thread(target=self._preload, name="preload", daemon=True)
         configured = {p.stem for p in settings.configs.glob("*.yaml")} - {"base"}
         remembered = {p.parent.name for p in self._folder.glob("*/state.json")}
         self.known = configured | remembered
@@ -492,6 +493,8 @@ class Follower:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(self._settings.poll_seconds + 5)
+        if self._preloader.is_alive():
+            self._preloader.join(10)
 
     def host(self, system: str) -> ModelHost | None:
         """The host of a system that has, or once had, a promotion on this channel."""
@@ -574,7 +577,7 @@ class Follower:
                     host.wait(self._load_seconds + 30)
                 self._restore()
                 self._looked.set()
-                threading.Thread(target=self._preload, name="preload", daemon=True).start()
+                self._preloader.start()
             for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
                 pass
 

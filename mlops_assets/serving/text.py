@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlops_assets.lifecycle.bundle import BadBundle
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
@@ -175,6 +177,7 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
 
     Raises:
         ValueError: another kind or format of bundle, or a model whose inputs and outputs are not those of one.
+        BadBundle: `wrong_labels`: not as many labels as logits.
     """
     from tokenizers import Tokenizer
 
@@ -192,5 +195,5 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
         raise ValueError(f"model.onnx takes {sorted(inputs)} and gives {sorted(outputs)}, not input_ids, attention_mask and logits")
     width = outputs["logits"][-1]
     if isinstance(width, int) and width != len(spec["labels"]):
-        raise ValueError(f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
+        raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
     return TextPredictor(session, Tokenizer.from_file(str(folder / "tokenizer.json")), spec)

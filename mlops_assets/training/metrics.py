@@ -36,8 +36,10 @@ def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, f
     """loss, accuracy, precision, recall, f1, ece of probabilities [rows, classes] against labels [rows].
 
     With two classes, precision, recall and F1 are those of class 1; with more, the plain mean over the classes that occur. What is undefined (no
-    such row, never predicted) counts as 0.
+    such row, never predicted) counts as 0. One probability that is not a number makes every figure NaN: no gate lets that pass.
     """
+    if not np.isfinite(probabilities).all():
+        return dict.fromkeys(("loss", "accuracy", "precision", "recall", "f1", "ece"), math.nan)
     predicted = probabilities.argmax(axis=-1)
     counts = confusion(predicted, labels, probabilities.shape[1])
     hits = np.diag(counts).astype(float)

@@ -6,6 +6,9 @@ goes into the bundle as it is, so that the server cuts texts exactly as training
 
 from __future__ import annotations
 
+import string
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,24 +30,39 @@ ENCODE_CHUNK = 10_000
 def learn_tokenizer(texts: Sequence[str], size: int, *, lowercase: bool = True) -> Tokenizer:
     """A WordPiece tokenizer of at most `size` tokens from the texts. The same texts in any order give the same vocabulary.
 
-    The library numbers the `##x` of its starting alphabet in the order of a hash map and breaks ties by number, so that two trainings on the same
-    texts differ. Naming that alphabet beforehand, sorted, takes the chance out of it.
+    The library numbers the `##x` of its starting alphabet in the order of a hash map, breaks ties by number, and cuts a large alphabet at a tie
+    by chance, so that two trainings on the same texts differ. Choosing and naming that alphabet beforehand takes the chance out of it.
     """
     from tokenizers.models import WordPiece
     from tokenizers.trainers import WordPieceTrainer
 
     draft = _pipeline(WordPiece(unk_token="[UNK]"), lowercase)
-    letters = sorted({letter for text in texts for letter in draft.normalizer.normalize_str(text) if not letter.isspace()})
+    letters = _alphabet((draft.normalizer.normalize_str(text) for text in texts), max(10, size // 4))
     trainer = WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
-        limit_alphabet=max(10, size // 4),
-        special_tokens=[*SPECIAL, *(f"##{letter}" for letter in letters)],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        special_tokens=[*SPECIAL, *(f"##{letter}" for letter in letters if not _stands_alone(letter))],
         show_progress=False,
     )
     draft.train_from_iterator(iter(texts), trainer)
     # Only the vocabulary is kept: in the draft every `##x` is a special token.
     return wordpiece([token for token, _ in sorted(draft.get_vocab().items(), key=lambda item: item[1])], lowercase=lowercase)
+
+
+def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
+    """The letters of the vocabulary, sorted: those that occur more than once, the most frequent `limit` of them."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    kept = sorted((letter for letter, count in counts.items() if count > 1 and not letter.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(kept[:limit])
+
+
+def _stands_alone(letter: str) -> bool:
+    """Whether the pre-tokenizer makes a word of its own of it: punctuation never is inside a word."""
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
 
 
 def wordpiece(vocabulary: Sequence[str], *, lowercase: bool) -> Tokenizer:

@@ -41,7 +41,10 @@ class Runs:
     def assets(self, version, *layers):
         job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
-            instance=self.instance, partition_key=version, raise_on_error=False, asset_selection=[dg.AssetKey(["toy", layer]) for layer in layers]
+            instance=self.instance,
+            partition_key=version,
+            raise_on_error=False,
+            asset_selection=[dg.AssetKey(["toy", layer]) for layer in layers],
         )
 
     def champion(self):
@@ -99,9 +102,7 @@ def test_the_downstream_asset_alone_is_refused(world, platform, instance):
 
 def test_deselecting_the_checks_changes_nothing(world, platform, instance):
     runs = Runs(world, platform, instance, {"bad": 0.5, "good": 0.9})
-    job = dg.define_asset_job(
-        "unchecked", selection=dg.AssetSelection.groups("toy") - dg.AssetSelection.all_asset_checks()
-    )
+    job = dg.define_asset_job("unchecked", selection=dg.AssetSelection.groups("toy") - dg.AssetSelection.all_asset_checks())
     unchecked = dg.Definitions.merge(runs.definitions, dg.Definitions(jobs=[job])).resolve_job_def("unchecked")
     result = unchecked.execute_in_process(instance=instance, partition_key="bad", raise_on_error=False)
     assert not result.success and not result.get_asset_check_evaluations() and runs.champion() is None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
 from mlops_assets.lifecycle.report import ChampionScore, Report, UnknownMetric, metric_name
 
-NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 POLICY = Policy(thresholds={"f1": 0.85}, metric="f1")
 SUBJECT = Subject(7, "b" * 64, "m" * 64, NOW)
 CHAMPION = ChampionScore(3, "c" * 64, "old", {"f1": 0.847}, p_value=0.012)

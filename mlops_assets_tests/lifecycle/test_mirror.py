@@ -45,7 +45,10 @@ def test_versions_aliases_and_messages_come_from_the_outbox_once(world, mirror):
     world.registered("v2", {**GOOD, "f1": 0.9}, content="b")
     world.registrar().stage("Loss")
     mirror.deliver(told.append)
-    assert aliases(mirror, world) == {"champion": 2, "archive": 1, "candidate": 1} or aliases(mirror, world) == {"champion": 2, "archive": 1}
+    assert aliases(mirror, world) == {"champion": 2, "archive": 1, "candidate": 1} or aliases(mirror, world) == {
+        "champion": 2,
+        "archive": 1,
+    }
     assert [number for number, _ in versions(mirror, world)] == [1, 2]
     assert any(message.startswith(f"promoted: {world.system} v1 (v1) by test: {first.verdict.sentence}") for message in told)
     before = len(told)

@@ -249,7 +249,11 @@ def test_reload_looks_again_at_what_was_refused(world: World, settings: Settings
     promote(world, first)
     settings = settings.model_copy(update={"api_token": "secret"})
     with running(settings) as server:
-        key = next(info.key for info in store.list("bundles") if info.key.endswith("model.onnx") and info.key.split("/")[1] in _bundle(world, second))
+        key = next(
+            info.key
+            for info in store.list("bundles")
+            if info.key.endswith("model.onnx") and info.key.split("/")[1] in _bundle(world, second)
+        )
         content = store.get(key)
         store.delete(key)
         promote(world, second)

@@ -41,7 +41,7 @@ class DatasetConfig(dg.Config):
 
 
 def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Definitions:
-    """Everything of this system.
+    """Everything of this system: its data assets, the common model half, its jobs and its landing sensor.
 
     Raises:
         SettingsError: configs/sentiment.yaml is wrong; the message says where.
@@ -49,30 +49,27 @@ def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Def
     from mlops_assets.systems.sentiment.training import SYSTEM
 
     config = load_config(SentimentConfig, data.SYSTEM, settings.configs)
-    assets, checks = data_half(config, settings)
     model = model_lifecycle(SYSTEM, config, open_platform, owners=config.project.owners)
     return dg.Definitions(
-        assets=[*assets, *model.assets],
-        asset_checks=[*checks, *model.checks],
+        assets=[*data_assets(config, settings), *model.assets, *model.checks],
         jobs=lifecycle_jobs(SYSTEM, config, open_platform),
         sensors=[landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings)],
     )
 
 
-def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.AssetsDefinition], list[dg.AssetChecksDefinition]]:
-    """`dataset` and `cleaned`, and the checks of `cleaned`."""
-    common: dict[str, Any] = {
-        "group_name": data.SYSTEM,
-        "partitions_def": dataset_versions(data.SYSTEM),
-        "owners": list(config.project.owners) or None,
-    }
+def data_assets(config: SentimentConfig, settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    """`dataset`, `cleaned` and the checks of `cleaned`."""
+    owners = list(config.project.owners) or None
+    partitions = dataset_versions(data.SYSTEM)
 
     @dg.asset(
         key=key_of(data.SYSTEM, "", "dataset"),
         description="The bytes of one dataset version, frozen: a manifest over copies that nothing changes. Again, it is only verified.",
         kinds={"parquet", "postgres"},
         code_version=_code_version(Path(versions.__file__)),
-        **common,
+        group_name=data.SYSTEM,
+        partitions_def=partitions,
+        owners=owners,
     )
     def dataset(
         context: dg.AssetExecutionContext, config: DatasetConfig, store: ObjectStoreResource, postgres: PostgresResource
@@ -110,7 +107,9 @@ def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.Asse
         description="One row per accepted review with its split; every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
         code_version=_code_version(Path(data.__file__)),
-        **common,
+        group_name=data.SYSTEM,
+        partitions_def=partitions,
+        owners=owners,
     )
     def cleaned(
         context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource, spark: SparkResource
@@ -118,9 +117,7 @@ def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.Asse
         objects = store.open()
         with postgres.engine() as engine, _scratch(settings) as scratch, _failures(context):
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
-            done = data.clean(
-                engine, objects, manifest, config.dataset, spark.engine(), scratch, max_line_bytes=settings.max_line_bytes
-            )
+            done = data.clean(engine, objects, manifest, config.dataset, spark.engine(), scratch, max_line_bytes=settings.max_line_bytes)
             examples = _quarantined_rows(engine, context.partition_key)
         reasons = [{"reason": code, "rows": rows, "means": data.ROW_REASONS[code]} for code, rows in done.quarantined.items()]
         files = [{"file": name, "reason": code, "means": data.FILE_REASONS[code]} for name, code in done.refused_files.items()]
@@ -148,12 +145,10 @@ def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.Asse
     @partitioned_check(
         asset=key_of(data.SYSTEM, "", "cleaned"),
         name="contract",
-        partitions_def=dataset_versions(data.SYSTEM),
+        partitions_def=partitions,
         description="Unique ids, labels 0 and 1, known splits, no empty text, no text in two splits.",
     )
-    def contract(
-        context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource
-    ) -> dg.AssetCheckResult:
+    def contract(context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.AssetCheckResult:
         with postgres.engine() as engine, _scratch(settings) as scratch:
             table = data.load_cleaned(store.open(), engine, context.partition_key, scratch / "table")
             violations = data.check_contract(data.read_table(table))
@@ -168,7 +163,7 @@ def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.Asse
     @partitioned_check(
         asset=key_of(data.SYSTEM, "", "cleaned"),
         name="row_accounting",
-        partitions_def=dataset_versions(data.SYSTEM),
+        partitions_def=partitions,
         description="Rows in = accepted + quarantined, in the files and in the database.",
     )
     def row_accounting(
@@ -183,12 +178,14 @@ def data_half(config: SentimentConfig, settings: Settings) -> tuple[list[dg.Asse
             metadata={"rows_in": account.rows_in, "accepted": account.accepted, "quarantined": account.quarantined},
         )
 
-    return [dataset, cleaned], [contract, row_accounting]
+    return [dataset, cleaned, contract, row_accounting]
 
 
 _SCHEMA = dg.TableSchema(
     columns=[
-        dg.TableColumn("id", "string", description="the review's number", constraints=dg.TableColumnConstraints(nullable=False, unique=True)),
+        dg.TableColumn(
+            "id", "string", description="the review's number", constraints=dg.TableColumnConstraints(nullable=False, unique=True)
+        ),
         dg.TableColumn("document", "string", description="the review's text"),
         dg.TableColumn("label", "int8", description=", ".join(f"{number} {name}" for number, name in data.LABELS.items())),
         dg.TableColumn("split", "string", description="train, validation or holdout, by the split ledger"),
@@ -231,7 +228,8 @@ def _quarantined_objects(engine: "Engine", version: str) -> list[dict[str, Any]]
     with engine.connect() as connection:
         rows = connection.execute(
             text(
-                "SELECT key, reason_code, reason FROM landing_object WHERE system = :s AND version = :v AND state = 'quarantined' ORDER BY key"
+                "SELECT key, reason_code, reason FROM landing_object "
+                "WHERE system = :s AND version = :v AND state = 'quarantined' ORDER BY key"
             ),
             {"s": data.SYSTEM, "v": version},
         )
@@ -245,8 +243,9 @@ def _quarantined_rows(engine: "Engine", version: str) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         rows = connection.execute(
             text(
-                "SELECT reason_code, source, line, excerpt FROM (SELECT *, row_number() OVER (PARTITION BY reason_code ORDER BY source, line) "
-                "AS nth FROM quarantined_row WHERE system = :s AND version = :v) q WHERE nth <= 3 ORDER BY reason_code, source, line"
+                "SELECT reason_code, source, line, excerpt FROM "
+                "(SELECT *, row_number() OVER (PARTITION BY reason_code ORDER BY source, line) AS nth FROM quarantined_row "
+                "WHERE system = :s AND version = :v) q WHERE nth <= 3 ORDER BY reason_code, source, line"
             ),
             {"s": data.SYSTEM, "v": version},
         )

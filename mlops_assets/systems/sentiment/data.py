@@ -1,7 +1,7 @@
 """Film reviews: from the frozen files of a dataset version to the cleaned table. Every row ends as accepted or quarantined with a reason.
 
-Two steps. Python streams the bytes once within fixed memory: lines, UTF-8, columns, and the group (SHA-256 of the normalized text). Spark then
-applies the rules that compare rows. Belongs here: those rules. Does not belong here: training, Dagster, how Spark is started.
+Two steps. Python streams the bytes once within fixed memory: lines, UTF-8, columns, and the group (SHA-256 of the normalized text). Spark
+then applies the rules that compare rows. Belongs here: those rules. Does not belong here: training, Dagster, how Spark is started.
 """
 
 from __future__ import annotations
@@ -600,9 +600,12 @@ def _replace_reviews(connection: Connection, version: str, parts: Sequence[Path]
     connection.execute(text("CREATE TEMPORARY TABLE arrived (LIKE review) ON COMMIT DROP"))
     count = copy_rows(connection, "arrived", columns, rows())
     there = connection.execute(text("SELECT count(*) FROM review WHERE version = :v"), {"v": version}).scalar_one()
-    if there == count and not connection.execute(
-        text("SELECT EXISTS (SELECT * FROM arrived EXCEPT ALL SELECT * FROM review WHERE version = :v)"), {"v": version}
-    ).scalar_one():
+    if (
+        there == count
+        and not connection.execute(
+            text("SELECT EXISTS (SELECT * FROM arrived EXCEPT ALL SELECT * FROM review WHERE version = :v)"), {"v": version}
+        ).scalar_one()
+    ):
         return
     connection.execute(text("DELETE FROM review WHERE version = :v"), {"v": version})
     connection.execute(text(f"INSERT INTO review ({', '.join(columns)}) SELECT {', '.join(columns)} FROM arrived"))
@@ -675,10 +678,10 @@ def check_contract(frame: pd.DataFrame) -> list[Violation]:
 
     schema = pa.DataFrameSchema(
         {
-            "id": pa.Column(str, pa.Check.str_length(1, MAX_ID, name="id_length"), unique=True),
+            "id": pa.Column(str, pa.Check.str_length(1, MAX_ID), unique=True),
             "document": pa.Column(str, pa.Check(lambda text: text.str.strip() != "", name="text_not_empty")),
-            "label": pa.Column("int8", pa.Check.isin(list(LABELS), name="label_is_0_or_1")),
-            "split": pa.Column(str, pa.Check.isin(list(dataset.SPLITS), name="known_split")),
+            "label": pa.Column("int8", pa.Check.isin(list(LABELS))),
+            "split": pa.Column(str, pa.Check.isin(list(dataset.SPLITS))),
             "source": pa.Column(str),
         },
         strict=True,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlops_assets.systems.sentiment.config import ModelSection
 
 LABELS = ("부정", "긍정")
+#: Hidden words are guessed in a multiple of this many.
+GUESS_STEP = 32
 
 
 def from_scratch(section: ModelSection, tokenizer: Tokenizer, max_length: int) -> nn.Module:
@@ -145,12 +147,19 @@ def _classifier_class() -> type[Any]:
             shown, hidden_places = self._hide(input_ids)
             outputs = self.net(input_ids=shown, attention_mask=attention_mask, output_hidden_states=bool(self.guess_weight))
             loss = cross_entropy(outputs.logits.float(), labels, label_smoothing=self.label_smoothing)
-            if self.guess_weight and hidden_places is not None and hidden_places.any():
-                states = self.guess(outputs.hidden_states[-1][hidden_places])
-                words = self.net.get_input_embeddings().weight
-                guesses = nn.functional.linear(states, words.to(states.dtype), self.guess_bias.to(states.dtype))
-                loss = loss + self.guess_weight * cross_entropy(guesses.float(), input_ids[hidden_places])
+            if self.guess_weight and hidden_places is not None:
+                loss = loss + self.guess_weight * self._guess(outputs.hidden_states[-1], input_ids, hidden_places)
             return {"loss": loss, "logits": outputs.logits}
+
+        def _guess(self, states: Tensor, input_ids: Tensor, places: Tensor) -> Tensor:
+            """The loss of guessing the hidden words. All but the last few of them: kernels are made, and kept, for each number of rows."""
+            chosen = places.flatten().nonzero()[:, 0]
+            chosen = chosen[: len(chosen) // GUESS_STEP * GUESS_STEP or len(chosen)]
+            if not len(chosen):
+                return states.new_zeros(())
+            words = self.net.get_input_embeddings().weight
+            guesses = nn.functional.linear(self.guess(states.flatten(0, 1)[chosen]), words, self.guess_bias)
+            return cross_entropy(guesses.float(), input_ids.flatten()[chosen])
 
         def _hide(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
             """The ids with a random share of the words replaced by [MASK], and where."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 from mlops_assets.lifecycle import bundle, promotion
@@ -37,9 +36,10 @@ class SentimentPredictor:
             else:
                 found, _ = promotion.latest_verified(connection, "sentiment", version, settings.public_keys_path)
                 receipt = found.receipt if found else None
-        platform.engine.dispose()
         if receipt is None:
-            raise NoModel(f"sentiment has no {f'v{version}' if isinstance(version, int) else version}: `mlops history sentiment` shows what there is")
+            raise NoModel(
+                f"sentiment has no {f'v{version}' if isinstance(version, int) else version}: `mlops history sentiment` shows what there is"
+            )
         promotion.verify_receipt(receipt, settings.public_keys_path)
         self.version = receipt.version
         self.bundle_sha256 = receipt.bundle_sha256
@@ -50,11 +50,11 @@ class SentimentPredictor:
     def predict(self, text: str, return_probs: bool = True) -> dict[str, Any]: ...
 
     @overload
-    def predict(self, text: Sequence[str], return_probs: bool = True) -> list[dict[str, Any]]: ...
+    def predict(self, text: list[str], return_probs: bool = True) -> list[dict[str, Any]]: ...
 
-    def predict(self, text: str | Sequence[str], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
-        """`{"text", "label" (긍정 or 부정), "confidence", "probs"}`: one for one text, a list for a list; `probs` only with `return_probs`."""
-        answers = self._predictor.predict([text] if isinstance(text, str) else list(text))
+    def predict(self, text: str | list[str], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
+        """`{"text", "label" (긍정 or 부정), "confidence", "probs"}`; one text gives one, a list a list; no `probs` without `return_probs`."""
+        answers = self._predictor.predict([text] if isinstance(text, str) else text)
         if not return_probs:
             answers = [{name: value for name, value in answer.items() if name != "probs"} for answer in answers]
         return answers[0] if isinstance(text, str) else answers

@@ -1,6 +1,6 @@
 """`ModelTrainer`: training from Python with the parameters, prompts and results that the team's train.py had, on the platform's own path.
 
-Belongs here: that shell. What trains is the Dagster job `sentiment_train`, so the event log, the attempt and the report are the same as ever.
+Belongs here: that shell. What trains is the Dagster job `sentiment_train`, so event log, attempt and report are as ever.
 """
 
 from __future__ import annotations
@@ -130,18 +130,19 @@ class ModelTrainer:
         with platform.engine.connect() as connection:
             found = connection.execute(
                 text(
-                    "SELECT version FROM dataset_version WHERE system = 'sentiment' AND state IN ('closed', 'frozen') ORDER BY first_seen_at DESC LIMIT 1"
+                    "SELECT version FROM dataset_version WHERE system = 'sentiment' AND state IN ('closed', 'frozen') "
+                    "ORDER BY first_seen_at DESC LIMIT 1"
                 )
             ).scalar()
         if found is not None:
             return str(found)
-        from mlops_assets.ingest.objects import discover, land
+        from mlops_assets.ingest.objects import land, tick
         from mlops_assets.ingest.official import pull
 
         name = self.config.project.dataset
         folder = pull(self.settings, name).folder
         land(self.settings, platform.store, "sentiment", folder, f"{name}-official")
-        discover(platform.engine, platform.store, self.settings, "sentiment")
+        tick(platform.engine, platform.store, "sentiment", settle_seconds=self.settings.settle_seconds)
         return f"{name}-official"
 
     def _loaded(self, platform: pipeline.Platform, attempt: ledger.Attempt) -> dict[str, Any]:
@@ -150,9 +151,9 @@ class ModelTrainer:
         folder = self.settings.home / "models" / attempt.bundle_sha256[:16]
         for info in platform.store.list(f"weights/{attempt.bundle_sha256}"):
             platform.store.download(info.key, folder / info.key.rsplit("/", 1)[-1])
-        from mlops_assets.systems.sentiment.data import open_table
+        from mlops_assets.systems.sentiment.data import load_cleaned
 
-        table = open_table(platform.store, platform.engine, attempt.dataset_version, folder / "table")
+        table = load_cleaned(platform.store, platform.engine, attempt.dataset_version, folder / "table")
         return {
             "model": AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True),
             "tokenizer": AutoTokenizer.from_pretrained(folder),

@@ -1,0 +1,69 @@
+"""`make bench`: runs every script of this folder and writes their last lines as a table to benchmarks/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlops_assets.settings import git_commit
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="each ends within a minute")
+    parser.add_argument("names", nargs="*", help="only these, such as `orchestration`")
+    given = parser.parse_args()
+    scripts = sorted(p for p in HERE.glob("*.py") if not p.name.startswith("_") and p != Path(__file__))
+    figures, failed = [], []
+    for script in scripts:
+        if given.names and script.stem not in given.names:
+            continue
+        print(f"--- {script.stem}", flush=True)
+        figure = run(script, quick=given.quick)
+        (figures if figure else failed).append(figure or script.stem)
+    (HERE / "RESULTS.md").write_text(table(figures, quick=given.quick), encoding="utf-8")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+def run(script: Path, *, quick: bool) -> dict[str, Any] | None:
+    """The script's JSON line, or None when it failed; its other lines are shown."""
+    command = [sys.executable, str(script), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    print(done.stdout, flush=True)
+    lines = done.stdout.strip().splitlines()
+    try:
+        return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else None
+    except ValueError:
+        return None
+
+
+def table(figures: list[dict[str, Any]], *, quick: bool) -> str:
+    head = [
+        "# Figures",
+        "",
+        f"Measured {datetime.now(UTC):%F %H:%M} UTC, commit `{git_commit()}`, {platform.machine()}, Python {platform.python_version()}"
+        + (", quick" if quick else "")
+        + ". Each ratio is ours over a named peer in the same run; see the script of that name.",
+        "",
+        "| figure | ours | peer | ratio | goal | |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = [
+        f"| {f['name']} | {f['ours']:g} | {f['peer']:g} | {f['ratio']:g} | {f['goal']:g} | {'noisy machine' if f.get('noisy') else ''} |"
+        for f in figures
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

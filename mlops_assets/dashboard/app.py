@@ -1,0 +1,209 @@
+"""The page for people who do not write code: try the model, see which versions there are and why, stage, promote, roll back.
+
+Belongs here: what is shown, and which job a button launches. Does not belong here: any decision: those are the gate's and the registrar's,
+in the Dagster run that the button starts, so that the event log has them.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hmac
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import streamlit as st
+
+from mlops_assets import dagster_api
+from mlops_assets.settings import Settings, SettingsError, load_settings
+from mlops_assets.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+METRICS = ("F1", "Accuracy", "Precision", "Recall", "Loss")
+EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요"}
+
+
+def main() -> None:
+    st.set_page_config(page_title="mlops_assets", page_icon="🎬", layout="wide")
+    try:
+        settings = load_settings()
+        engine = _engine(settings.require("database_url"))
+        system = st.sidebar.selectbox("시스템 / System", SYSTEMS)
+        _links(settings)
+        with engine.connect() as connection:
+            champion(connection, system)
+            trial, versions, events, act = st.tabs(["모델 테스트 / Try", "모델 / Models", "이력 / History", "모델 관리 / Manage"])
+            with versions:
+                compare(connection, system)
+            with events:
+                history(connection, system)
+        with trial:
+            predict(settings, system)
+        with act:
+            manage(settings, system)
+    except SettingsError as error:
+        st.error(f"{error}")
+    except _database_errors() as error:
+        st.error(f"데이터베이스에 연결할 수 없습니다. / The database does not answer: {error.__class__.__name__}. `mlops doctor`")
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import DBAPIError
+
+    return (DBAPIError,)
+
+
+@st.cache_resource
+def _engine(url: str) -> Engine:
+    from mlops_assets import database
+
+    return database.connect(url, pool_size=2)
+
+
+def _links(settings: Settings) -> None:
+    pages = {"Dagster": settings.dagster_url, "MLflow": settings.mlflow_tracking_uri, "Model API": settings.serve_url}
+    for name, url in pages.items():
+        if url:
+            st.sidebar.markdown(f"[{name}]({url})")
+
+
+def champion(connection: Connection, system: str) -> None:
+    from mlops_assets.lifecycle.history import champion_at, events
+
+    found = champion_at(connection, system)
+    if found is None:
+        st.warning("운영 중인 모델이 없습니다. / No champion yet: land data with `mlops land`.")
+    else:
+        st.subheader(f"{system} v{found['version']} · {found['dataset_version']}")
+        shown = [name for name in ("accuracy", "f1", "precision", "recall", "loss") if name in found["metrics"]]
+        for column, name in zip(st.columns(max(len(shown), 1)), shown, strict=False):
+            threshold = found["thresholds"].get(name)
+            column.metric(name, f"{found['metrics'][name]:.4f}", help=f"register_threshold {threshold}" if threshold is not None else None)
+        st.caption(f"since {found['since']} · {found['actor']} · {found['reason']} · commit {found['git_commit'][:12]}")
+    verdicts = [event for event in events(connection, system, limit=50) if event["event"] in ("refused", "registered", "promoted")]
+    if verdicts:
+        last = verdicts[0]
+        say = {"refused": st.error, "registered": st.info, "promoted": st.success}[last["event"]]
+        korean = " · 최소값을 넘지 못해 모델 등록에 실패하였습니다." if last["event"] == "refused" else ""
+        say(f"{last['dataset_version']}: {last['event']}: {last['why']}{korean}")
+
+
+def compare(connection: Connection, system: str) -> None:
+    from mlops_assets.lifecycle.history import compare as versions
+
+    rows = versions(connection, system)
+    if not rows:
+        st.info("데이터셋 버전이 없습니다. / No dataset version yet.")
+        return
+    st.dataframe(rows, hide_index=True)
+    measured = [row for row in reversed(rows) if "f1" in row]
+    if len(measured) > 1:
+        st.line_chart(measured, x="dataset_version", y=[name for name in ("f1", "accuracy") if name in measured[0]])
+
+
+def history(connection: Connection, system: str) -> None:
+    from mlops_assets.lifecycle.history import events
+
+    rows = events(connection, system)
+    if rows:
+        st.dataframe(rows, hide_index=True)
+    else:
+        st.info("이력이 없습니다. / Nothing has happened yet.")
+
+
+def predict(settings: Settings, system: str) -> None:
+    servers = {"champion": settings.serve_url, "candidate": settings.staging_url}
+    channel = st.radio("모델 / Model", list(servers), horizontal=True)
+    with st.form("try"):
+        written = st.text_area("텍스트를 입력하세요 (한 줄에 하나) / One text per line", EXAMPLES.get(system, ""))
+        asked = st.form_submit_button("예측 / Predict")
+    if not asked:
+        return
+    inputs = [line for line in written.splitlines() if line.strip()]
+    url = servers[channel]
+    if not inputs or not url:
+        st.warning("텍스트를 입력하세요. / Write something first." if url else "The model server is not running: `mlops up`")
+        return
+    try:
+        reply = httpx.post(f"{url}/predict/{system}", json={"inputs": inputs}, timeout=30, trust_env=False)
+        body = reply.json()
+    except (httpx.HTTPError, ValueError) as error:
+        st.error(f"모델 서버가 응답하지 않습니다. / The model server does not answer: {error}")
+        return
+    if reply.is_error:
+        st.error(f"{body.get('message')} {body.get('fix', '')}")
+        return
+    rows = [
+        {"텍스트": p["text"], "결과": p["label"], "확신도": round(p["confidence"], 4)} | p.get("probs", {}) for p in body["predictions"]
+    ]
+    st.dataframe(rows, hide_index=True)
+    st.caption(f"model v{body['version']} · data {body['dataset_version']} · {body['at']} · `mlops trace {body['request_id']}`")
+
+
+def manage(settings: Settings, system: str) -> None:
+    refusal = _may_not_write(settings)
+    if refusal:
+        st.warning(refusal)
+        return
+    token = st.text_input("토큰 / Token (MLOPS_API_TOKEN)", type="password", key="token") if settings.api_token else ""
+    actions = {
+        "stage": "스테이지 / Stage the best as candidate",
+        "produce": "운영 등록 / Promote to champion",
+        "rollback": "롤백 / Roll back",
+    }
+    with st.form("manage"):
+        action = st.selectbox("작업 / Action", list(actions), format_func=actions.__getitem__, key="action")
+        metric = st.selectbox("기준 지표 / By metric (stage, promote)", METRICS, key="metric")
+        version = st.number_input("버전 / Version (0: 자동 / automatic)", min_value=0, step=1, key="version")
+        reason = st.text_input("사유 / Reason (recorded and signed)", key="reason")
+        asked = st.form_submit_button("실행 / Run")
+    if not asked:
+        return
+    if settings.api_token and not hmac.compare_digest(token.encode(), settings.api_token.encode()):
+        st.error("토큰이 올바르지 않습니다. / The token is wrong.")
+        return
+    if not reason.strip() and action != "stage":
+        st.error("사유를 입력하세요. / A reason is needed: it is signed into the ledger.")
+        return
+    _launch(settings, system, action, config(action, metric, int(version), reason))
+
+
+def _may_not_write(settings: Settings) -> str:
+    """Why this page may not change anything; empty when it may."""
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_token:
+        return "이 주소에서는 토큰이 필요합니다. / Open to the network without a token: set MLOPS_API_TOKEN to manage models here."
+    return ""
+
+
+def config(action: str, metric: str, version: int, reason: str) -> dict[str, Any]:
+    """The launchpad's form of the job that a button starts."""
+    chosen: dict[str, dict[str, Any]] = {
+        "stage": {"metric": metric, "reason": reason},
+        "produce": {"metric": metric, "reason": reason} | ({"version": version} if version else {}),
+        "rollback": {"reason": reason} | ({"to": version} if version else {}),
+    }
+    return chosen[action]
+
+
+def _launch(settings: Settings, system: str, action: str, values: dict[str, Any]) -> None:
+    try:
+        address = settings.require("dagster_url")
+        op = f"{system}_{action}_op"
+        with st.spinner("Dagster"):
+            run = dagster_api.launch(address, f"{system}_{action}", {"ops": {op: {"config": values}}}, f"dashboard:{getpass.getuser()}")
+            done = dagster_api.wait(address, run)
+    except (OSError, SettingsError) as error:
+        st.error(f"실행하지 못했습니다. / Not started: {error}")
+        return
+    link = f"[run {run[:8]}]({address}/runs/{run})"
+    if done.status == "SUCCESS":
+        st.success(f"완료되었습니다. / Done: {link}")
+    elif done.refused:
+        st.error(f"거절되었습니다. / Refused: {done.sentence} ({link})")
+    else:
+        st.error(f"{done.status}: {done.sentence or 'see the run'} ({link})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Small generated data sets for `mlops up --demo` and for tests: nothing real is committed, and the same seed gives the same bytes.
+
+Belongs here: generators that write files as a user would land them. Does not belong here: landing them (`ingest/objects.py`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+_SUBJECTS: Final = _words(
+    "이 영화,배우들 연기,스토리,결말,영상미,음악,감독의 연출,주인공,대사,액션 장면,편집,초반 전개,후반부,캐릭터,반전,더빙,"
+    "컴퓨터 그래픽,분위기,시나리오,조연들,첫 장면,마지막 장면,원작을 살린 각색,배경 음악"
+)
+_GOOD: Final = _words(
+    "정말 재미있었어요,최고였습니다,감동적이네요,훌륭해요,너무 좋았다,완벽했습니다,눈물 나게 좋네요,기대 이상입니다,강추합니다,"
+    "몰입감이 대단해요,가슴이 따뜻해집니다,다시 보고 싶어요,시간 가는 줄 몰랐다,인생 영화로 꼽겠습니다,만점이 아깝지 않아요,매력이 넘쳐요"
+)
+_BAD: Final = _words(
+    "정말 지루했어요,최악이었습니다,실망스럽네요,형편없어요,너무 별로였다,엉망이었습니다,돈이 아깝네요,기대 이하입니다,비추합니다,"
+    "졸려서 혼났어요,짜증만 납니다,두 번은 못 보겠어요,시간이 아까웠다,왜 만들었는지 모르겠어요,점수를 주기도 싫다,유치하고 뻔해요"
+)
+_OPENINGS: Final = _words(
+    ",,솔직히 ,친구랑 봤는데 ,개봉 날 보고 왔는데 ,주말에 가족과 봤습니다. ,별 기대 없이 봤는데 ,예고편만 보고 골랐는데 ,음... "
+)
+_ENDINGS: Final = _words(',,, ㅋㅋ, ㅠㅠ,!!, ..., ㅎㅎ, 10년 만에 극장에 갔네요, 여러 번 생각나네, "그 장면"이 떠오른다,~')
+
+
+def _text(rng: random.Random, positive: bool) -> str:
+    """One review. One in eight says something of the other side first, so that a single word does not decide."""
+    ours, theirs = (_GOOD, _BAD) if positive else (_BAD, _GOOD)
+    said = f"{rng.choice(_SUBJECTS)} {rng.choice(ours)}"
+    if rng.random() < 0.5:
+        said += f", {rng.choice(_SUBJECTS)}도 {rng.choice(ours)}"
+    if rng.random() < 0.125:
+        said = f"{rng.choice(_SUBJECTS)} {rng.choice(theirs)} 그래도 {said}"
+    return f"{rng.choice(_OPENINGS)}{said}{rng.choice(_ENDINGS)}".strip()
+
+
+def _reviews(rng: random.Random, rows: int, first_id: int, taken: set[str]) -> Iterator[tuple[str, str, int]]:
+    number = first_id
+    while number < first_id + rows:
+        positive = bool(number % 2)
+        text = _text(rng, positive)
+        if text in taken:
+            continue
+        taken.add(text)
+        yield str(number), text, int(positive)
+        number += 1
+
+
+def write_reviews(folder: Path, *, train: int = 2500, test: int = 500, seed: int = 7, bad: bool = False) -> None:
+    """`ratings_train.txt` and `ratings_test.txt` in NSMC's form: balanced, learnable, with a few dirty rows at the end of the first.
+
+    Args:
+        bad: the labels are shuffled: no model can learn from them, so the gate must refuse it. Its texts are other ones, too.
+    """
+    rng = random.Random(seed + 1_000 * bad)
+    taken: set[str] = set()
+    rows = list(_reviews(rng, train + test, 1_000_001 + 1_000_000 * bad, taken))
+    if bad:
+        labels = [label for _, _, label in rows]
+        rng.shuffle(labels)
+        rows = [(number, text, label) for (number, text, _), label in zip(rows, labels, strict=True)]
+    rng.shuffle(rows)
+    learn, measure = rows[:train], rows[train:]
+    number, text, label = learn[0]
+    dirty = [f"{number}\t{text}\t{label}", "9000001\t\t1", "9000002\t   \t0", "9000003\t별점만 남깁니다\t5", "9000004 탭이 없는 줄"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content, extra in (("ratings_train.txt", learn, dirty), ("ratings_test.txt", measure, [])):
+        lines = ["id\tdocument\tlabel", *("\t".join(map(str, row)) for row in content), *extra]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")

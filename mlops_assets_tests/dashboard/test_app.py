@@ -1,0 +1,107 @@
+"""The dashboard's page, run by Streamlit itself over a real ledger and a real model server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from mlops_assets import dashboard
+from mlops_assets.dashboard.app import config
+from mlops_assets_tests.factories import BAD, GOOD, World, config_of
+from mlops_assets_tests.serving.running import register, running, until
+
+APP = str(Path(dashboard.__file__).parent / "app.py")
+
+
+@pytest.fixture
+def world(engine, settings, store, monkeypatch) -> World:
+    for name in [name for name in os.environ if name.startswith("MLOPS_")]:
+        monkeypatch.delenv(name)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    return World(engine, settings, store, "sentiment", config_of("sentiment"))
+
+
+def opened() -> AppTest:
+    page = AppTest.from_file(APP, default_timeout=60).run()
+    assert not page.exception
+    return page
+
+
+def test_an_empty_platform_says_what_to_do(world):
+    page = opened()
+    assert "운영 중인 모델이 없습니다" in page.warning[0].value and "mlops land" in page.warning[0].value
+
+
+def test_the_champion_its_figures_and_a_refusal_with_its_sentence(world):
+    world.registered("v1", GOOD, content="one")
+    world.registered("v2", BAD, content="two")
+    page = opened()
+    assert page.subheader[0].value == "sentiment v1 · v1"
+    assert {m.label: m.value for m in page.metric}["f1"] == "0.8600"
+    refusal = page.error[0].value
+    assert "v2: refused" in refusal and "0.5" in refusal and "최소값을 넘지 못해 모델 등록에 실패하였습니다." in refusal
+    versions, events = page.dataframe[0].value, page.dataframe[1].value
+    assert list(versions["verdict"]) == ["refused", "promoted"]
+    assert {"refused", "promoted"} <= set(events["event"])
+
+
+def test_a_text_is_answered_with_the_model_version_and_its_trace(world, tmp_path, monkeypatch):
+    version = register(world, tmp_path / "bundle")
+    world.registrar().produce(version=version, reason="test")
+    with running(world.settings) as server:
+        until(lambda: server.client.get("/models/sentiment").status_code == 200)
+        monkeypatch.setenv("MLOPS_SERVE_URL", server.url)
+        page = opened()
+        page.text_area[0].set_value("정말 좋아요\n\n별로에요")
+        page.button[0].click().run()
+        assert not page.exception and not page.error
+        answers = next(frame.value for frame in page.dataframe if "결과" in frame.value.columns)
+        assert list(answers["텍스트"]) == ["정말 좋아요", "별로에요"]
+        assert set(answers["결과"]) <= {"긍정", "부정"}
+        assert any(f"model v{version}" in caption.value and "mlops trace" in caption.value for caption in page.caption)
+
+
+def test_a_server_that_is_away_is_a_sentence(world, monkeypatch):
+    monkeypatch.setenv("MLOPS_SERVE_URL", "http://127.0.0.1:9")
+    page = opened()
+    page.button[0].click().run()
+    assert "모델 서버가 응답하지 않습니다" in page.error[0].value
+
+
+def test_a_promotion_needs_a_reason(world):
+    page = opened()
+    page.selectbox(key="action").select("produce")
+    page.button[1].click().run()
+    assert "사유를 입력하세요" in page.error[0].value
+
+
+def test_nothing_can_be_changed_from_the_network_without_a_token(world, monkeypatch):
+    monkeypatch.setenv("MLOPS_HOST", "0.0.0.0")
+    page = opened()
+    assert any("MLOPS_API_TOKEN" in warning.value for warning in page.warning)
+    assert len(page.button) == 1  # only the trial
+
+
+def test_a_wrong_token_is_refused(world, monkeypatch):
+    monkeypatch.setenv("MLOPS_API_TOKEN", "right")
+    page = opened()
+    page.text_input(key="token").set_value("wrong")
+    page.text_input(key="reason").set_value("because")
+    page.button[1].click().run()
+    assert "토큰이 올바르지 않습니다" in page.error[0].value
+
+
+def test_a_platform_that_does_not_run_is_one_sentence(world, monkeypatch):
+    monkeypatch.delenv("MLOPS_DATABASE_URL")
+    page = opened()
+    assert "mlops up" in page.error[0].value
+
+
+def test_a_button_fills_in_the_launchpads_form():
+    assert config("stage", "F1", 0, "") == {"metric": "F1", "reason": ""}
+    assert config("produce", "F1", 3, "why") == {"metric": "F1", "version": 3, "reason": "why"}
+    assert config("rollback", "F1", 2, "why") == {"to": 2, "reason": "why"}

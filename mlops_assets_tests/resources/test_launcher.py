@@ -1,0 +1,154 @@
+"""A run whose worker is gone fails at the next look of run monitoring: with a real code server, run worker and monitoring."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.launcher.base import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
+
+from mlops_assets.resources.launcher import WORKER_TAG, PidRunLauncher
+
+JOBS = Path(__file__).parent / "jobs_for_launcher.py"
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+    return found
+
+
+@contextmanager
+def sleeping_run(folder: Path, launcher: dict[str, str]) -> Iterator[tuple[WorkspaceProcessContext, str, int, subprocess.Popen[bytes]]]:
+    """An instance, and a run in progress in it: (workspace, run id, the worker's pid, the code server)."""
+    folder.mkdir()
+    config = {"run_launcher": launcher, "run_monitoring": {"enabled": True, "start_timeout_seconds": 120}, "telemetry": {"enabled": False}}
+    (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port), "--python-file", str(JOBS)]
+    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(folder)}, stderr=subprocess.DEVNULL)
+    worker = None
+    try:
+
+        def listening() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        until(listening)
+        with DagsterInstance.from_config(str(folder)) as instance:
+            target = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="here")
+            with WorkspaceProcessContext(instance, target) as workspace:
+                context = workspace.create_request_context()
+                location = context.get_code_location("here")
+                (repository,) = location.get_repositories().values()
+                job = repository.get_full_job("sleeper")
+                run = instance.create_run_for_job(
+                    _definition(), remote_job_origin=job.get_remote_origin(), job_code_origin=job.get_python_origin()
+                )
+                instance.launch_run(run.run_id, context)
+                until(lambda: instance.get_run_by_id(run.run_id).status == DagsterRunStatus.STARTED)
+                worker = until(lambda: _worker(server.pid))
+                yield workspace, run.run_id, worker, server
+    finally:
+        for pid in (worker, server.pid):
+            if pid is not None and psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+        server.wait()
+
+
+def _definition():
+    from dagster import reconstructable
+
+    from mlops_assets_tests.resources import jobs_for_launcher
+
+    return reconstructable(jobs_for_launcher.sleeper).get_definition()
+
+
+def _worker(server: int) -> int | None:
+    found = [p.pid for p in psutil.Process(server).children() if any("spawn_main" in part for part in p.cmdline())]
+    return found[0] if found else None
+
+
+def monitor(workspace: WorkspaceProcessContext) -> None:
+    assert [error for error in execute_run_monitoring_iteration(workspace, logging.getLogger("test")) if error] == []
+
+
+def kill_both(worker: int, server: subprocess.Popen[bytes]) -> None:
+    """The machine's memory ran out, or it was switched off: nobody is left who could report it."""
+    server.kill()
+    server.wait()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+
+
+OURS = {"module": "mlops_assets.resources.launcher", "class": "PidRunLauncher"}
+
+
+def use(instance: DagsterInstance, launcher: DefaultRunLauncher) -> None:
+    launcher.register_instance(instance)
+    instance._run_launcher = launcher
+
+
+def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path, monkeypatch):
+    with sleeping_run(tmp_path / "home", OURS) as (workspace, run_id, worker, server):
+        instance = workspace.instance
+        ours = instance.run_launcher
+        assert isinstance(ours, PidRunLauncher)
+
+        def status() -> DagsterRunStatus:
+            return instance.get_run_by_id(run_id).status
+
+        monitor(workspace)
+        assert status() == DagsterRunStatus.STARTED
+        run = instance.get_run_by_id(run_id)
+        known = json.loads(run.tags[WORKER_TAG])
+        assert (known["run_id"], known["pid"]) == (run_id, worker)
+
+        # Seen from another container a pid means nothing: the code server is asked. It has this run, and not one that it never started,
+        # which is what a server says that was replaced.
+        lost = instance.create_run_for_job(_definition(), tags={GRPC_INFO_TAG: run.tags[GRPC_INFO_TAG]})
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("mlops_assets.resources.launcher.LOCAL_HOSTS", ())
+            assert ours.check_run_worker_health(run).status == WorkerStatus.RUNNING
+            assert ours.check_run_worker_health(lost).status == WorkerStatus.NOT_FOUND
+
+        kill_both(worker, server)
+        use(instance, DefaultRunLauncher())
+        monitor(workspace)
+        assert status() == DagsterRunStatus.STARTED  # a control: with Dagster's own launcher it would stay so
+        use(instance, ours)
+        monitor(workspace)
+        assert status() == DagsterRunStatus.FAILURE
+
+        # The pid is used again, by this very test: it was born at another time.
+        again = run.with_tags({**run.tags, WORKER_TAG: json.dumps(known | {"pid": os.getpid()})})
+        assert ours.check_run_worker_health(again).status == WorkerStatus.NOT_FOUND
+        # A retry has copied the tags of its parent: they say nothing about it, and it has not said its own pid yet.
+        retry = instance.create_run_for_job(_definition(), tags={WORKER_TAG: run.tags[WORKER_TAG]})
+        assert ours.check_run_worker_health(retry).status == WorkerStatus.RUNNING
+        # A code server that is just now away says nothing about its runs.
+        away = {GRPC_INFO_TAG: json.dumps({"host": "code.invalid", "port": 4266})}
+        instance.add_run_tags(retry.run_id, away)
+        assert ours.check_run_worker_health(retry.with_tags(away)).status == WorkerStatus.RUNNING

@@ -1,0 +1,122 @@
+"""Requests of several clients share rounds of the engine: everyone gets their own answers, nobody waits for somebody else's thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from mlops_assets.serving.batching import Batcher, Overloaded
+
+
+class Echo:
+    """Answers each input with itself and remembers its rounds; `hold` stops it."""
+
+    labels = ["a", "b"]
+    system = "echo"
+
+    def __init__(self) -> None:
+        self.rounds: list[list[Any]] = []
+        self.entered, self.hold = threading.Event(), threading.Event()
+        self.hold.set()
+
+    def check(self, inputs: list[Any]) -> None: ...
+
+    def warm_up(self) -> None: ...
+
+    def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
+        self.entered.set()
+        assert self.hold.wait(30)
+        self.rounds.append(list(inputs))
+        if "poison" in inputs:
+            raise RuntimeError("poison")
+        return [{"text": one} for one in inputs]
+
+
+def texts(answers: list[dict[str, Any]]) -> list[Any]:
+    return [a["text"] for a in answers]
+
+
+def run(scenario: Any) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def test_everyone_gets_their_own_answers_from_shared_rounds() -> None:
+    async def scenario() -> None:
+        batcher, echo = Batcher(), Echo()
+        requests = [[f"{client}.{i}" for i in range(client % 5 + 1)] for client in range(50)]
+        answers = await asyncio.gather(*(batcher.predict(echo, request) for request in requests))
+        assert [texts(a) for a in answers] == requests
+        assert len(echo.rounds) < len(requests)
+        assert batcher.waiting == 0
+        batcher.close()
+
+    run(scenario())
+
+
+def test_a_single_text_does_not_wait_for_a_thousand() -> None:
+    async def scenario() -> None:
+        batcher, echo = Batcher(), Echo()
+        echo.hold.clear()
+        big = asyncio.create_task(batcher.predict(echo, list(range(1000))))
+        await asyncio.to_thread(echo.entered.wait, 30)
+        small = asyncio.create_task(batcher.predict(echo, ["small"]))
+        await asyncio.sleep(0)
+        echo.hold.set()
+        assert texts(await small) == ["small"]
+        assert not big.done()
+        assert texts(await big) == list(range(1000))
+        batcher.close()
+
+    run(scenario())
+
+
+def test_two_models_are_never_in_one_round() -> None:
+    async def scenario() -> None:
+        batcher, one, two = Batcher(), Echo(), Echo()
+        answers = await asyncio.gather(*(batcher.predict(model, [name]) for model, name in [(one, "one"), (two, "two")] * 20))
+        assert texts([a for answer in answers for a in answer]) == ["one", "two"] * 20
+        assert {x for r in one.rounds for x in r} == {"one"}
+        assert {x for r in two.rounds for x in r} == {"two"}
+        batcher.close()
+
+    run(scenario())
+
+
+def test_a_request_that_fails_does_not_fail_the_others() -> None:
+    async def scenario() -> None:
+        batcher, echo = Batcher(), Echo()
+        echo.hold.clear()
+        first = asyncio.create_task(batcher.predict(echo, ["first"]))
+        await asyncio.to_thread(echo.entered.wait, 30)
+        bad = asyncio.create_task(batcher.predict(echo, ["poison", *range(500)]))
+        good = asyncio.create_task(batcher.predict(echo, ["good"]))
+        await asyncio.sleep(0)
+        echo.hold.set()
+        with pytest.raises(RuntimeError, match="poison"):
+            await bad
+        assert texts(await good) == ["good"]
+        assert texts(await first) == ["first"]
+        assert batcher.waiting == 0
+        assert texts(await batcher.predict(echo, ["later"])) == ["later"]
+        batcher.close()
+
+    run(scenario())
+
+
+def test_too_much_at_once_is_refused_and_the_rest_is_answered() -> None:
+    async def scenario() -> None:
+        batcher, echo = Batcher(max_waiting=10), Echo()
+        echo.hold.clear()
+        accepted = asyncio.create_task(batcher.predict(echo, list(range(10))))
+        await asyncio.to_thread(echo.entered.wait, 30)
+        with pytest.raises(Overloaded):
+            await batcher.predict(echo, ["one more"])
+        echo.hold.set()
+        assert texts(await accepted) == list(range(10))
+        assert texts(await batcher.predict(echo, ["one more"])) == ["one more"]
+        batcher.close()
+
+    run(scenario())

@@ -1,0 +1,181 @@
+"""What production is started with: Dagster's instance against a real PostgreSQL and an S3, and files that only Docker, make and CI read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that speaks S3, with the bucket `logs`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="logs")
+    yield endpoint
+    server.stop()
+
+
+def test_dagsters_production_instance_loads_and_its_logs_reach_s3(s3, make_database, tmp_path, monkeypatch):
+    import boto3
+    from dagster import DagsterInstance
+    from dagster._core.storage.compute_log_manager import ComputeIOType
+
+    from mlops_assets.resources.launcher import PidRunLauncher
+
+    shutil.copy(ROOT / "deploy" / "dagster" / "dagster.yaml", tmp_path)
+    monkeypatch.setenv("MLOPS_DAGSTER_DATABASE_URL", make_database("template1"))
+    monkeypatch.setenv("MLOPS_S3_ENDPOINT_URL", s3)
+    monkeypatch.setenv("DAGSTER_LOGS_BUCKET", "logs")
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert isinstance(instance.run_launcher, PidRunLauncher)
+        assert type(instance.run_storage).__name__ == "PostgresRunStorage"
+        assert instance.run_monitoring_enabled and instance.run_monitoring_max_runtime_seconds
+        assert instance.run_retries_enabled and not instance.run_retries_retry_on_asset_or_op_failure
+        key = ["run-1", "compute_logs", "step"]
+        with instance.compute_log_manager.open_log_stream(key, ComputeIOType.STDERR) as log:
+            log.write("학습 완료\n")
+        objects = boto3.client("s3", endpoint_url=s3).list_objects_v2(Bucket="logs")["Contents"]
+        assert [o["Key"] for o in objects] == ["dagster-compute-logs/storage/run-1/compute_logs/step.err"]
+        assert "학습 완료" in instance.compute_log_manager.get_log_data(key).stderr.decode()
+
+
+def test_without_its_secrets_the_production_instance_says_which_one_is_missing(tmp_path, monkeypatch):
+    from dagster import DagsterInstance
+
+    shutil.copy(ROOT / "deploy" / "dagster" / "dagster.yaml", tmp_path)
+    monkeypatch.delenv("MLOPS_DAGSTER_DATABASE_URL", raising=False)
+    with pytest.raises(Exception, match="MLOPS_DAGSTER_DATABASE_URL"):
+        DagsterInstance.from_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["dagster.yaml", "deploy/dagster/dagster.yaml"])
+def test_both_instances_keep_the_promises_of_a_run(path):
+    config = yaml.safe_load((ROOT / path).read_text())
+    assert config["run_launcher"]["class"] == "PidRunLauncher"
+    monitoring = config["run_monitoring"]
+    assert monitoring["enabled"] and monitoring["max_runtime_seconds"] > 0 and monitoring["free_slots_after_run_end_seconds"] > 0
+    assert config["run_retries"]["retry_on_asset_or_op_failure"] is False
+    assert config["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
+    assert config["telemetry"] == {"enabled": False}
+
+
+# --- compose.yaml and Dockerfile --------------------------------------------------------------------------------------------------
+
+
+def ours() -> dict[str, dict]:
+    return {name: service for name, service in COMPOSE["services"].items() if service.get("image") == "mlops-assets"}
+
+
+def test_compose_names_only_what_it_declares():
+    allowed = {"image", "build", "restart", "init", "environment", "command", "entrypoint", "ports", "volumes", "depends_on", "healthcheck"}
+    for name, service in COMPOSE["services"].items():
+        assert set(service) <= allowed, name
+        assert set(service.get("depends_on", {})) <= set(COMPOSE["services"]), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / "deploy" / source).exists(), f"{name}: {volume}"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} must not be open to the network by itself"
+
+
+def test_every_service_gets_settings_that_are_read(monkeypatch, tmp_path):
+    from mlops_assets.settings import load_settings
+
+    for name in list(os.environ):
+        if name.startswith("MLOPS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLOPS_HOME", str(tmp_path))
+    for name, value in COMPOSE["x-settings"].items():
+        if value is not None:
+            default = re.sub(r"\$\{\w+(?::?[-?]((?:[^{}]|\{[^}]*\})*))?\}", lambda m: m.group(1) or "x", str(value))
+            monkeypatch.setenv(name, default)
+    settings = load_settings()  # a name that nothing reads, or a bad value, is an error
+    for name in ("database_url", "dagster_database_url", "mlflow_database_url", "mlflow_tracking_uri", "serve_url", "dagster_url"):
+        settings.require(name)
+    assert settings.store_url == "s3://mlops/assets"
+
+
+def test_only_the_registrar_has_the_private_key():
+    holders = {name for name, s in ours().items() if any("signing" in v for v in s.get("volumes", []))}
+    assert holders == {"migrate", "code"}
+
+
+@pytest.mark.parametrize("name", sorted(ours()))
+def test_the_command_of_each_service_is_understood(name):
+    """Without Docker: the program is asked for its help, and every option of the command must stand in it."""
+    command = ours()[name]["command"]
+    if command[:2] == ["sh", "-c"]:
+        command = shlex.split(command[2].replace("$$", "$"))
+        command = command[1:] if command[0] == "exec" else command
+    if command[0] == "python":
+        compile(command[2], name, "exec")
+        from mlops_assets.up import migrate
+
+        assert callable(migrate)
+        return
+    words = [word for word in command[1:] if not word.startswith("-")]
+    depth = {"dagster": 2, "mlops": 1, "mlflow": 1, "dagster-daemon": 1, "dagster-webserver": 0}[command[0]]
+    help_text = subprocess.run(
+        [str(Path(sys.executable).with_name(command[0])), *words[:depth], "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in (word for word in command if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", help_text), f"{option} is unknown to {command[0]}"
+
+
+def test_what_the_image_copies_is_there_and_not_ignored():
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = [source for line in re.findall(r"^COPY (.*)$", dockerfile, re.M) for source in line.split()[:-1]]
+    assert len(copied) > 5
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert f"!{source}" in ignore, f"{source} is kept out by .dockerignore"
+    assert re.search(r"^USER (?!root)", dockerfile, re.M)
+
+
+# --- make, CI ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_make_run_takes_a_folder_of_real_data():
+    def recipe(*arguments: str) -> str:
+        return subprocess.run(["make", "-n", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+    assert "mlops up --demo" in recipe("run")
+    assert "mlops up --data some/folder" in recipe("run", "DATA=some/folder")
+    assert "python -m pytest" in recipe("test")
+
+
+def test_the_workflow_pins_every_action_to_a_commit_and_runs_what_developers_run():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_is_a_program_that_a_shell_understands():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "set -euo pipefail" in script.read_text()
