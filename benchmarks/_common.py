@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: `some avg10` of /proc/pressure/cpu, in percent, above which other work on the machine makes a figure noisy. Our own threads never wait this much.
+#: `some avg10` of /proc/pressure/cpu, in percent, above which other work on the machine makes a figure noisy.
 NOISY_PRESSURE = 10.0
 
 

@@ -1,7 +1,7 @@
-"""What the serving benchmarks share: a model of KcBERT-base's size, a platform to register it in, servers as processes, closed-loop clients.
+"""What the serving benchmarks share: a model of KcBERT-base's size, a platform to register it in, server processes, closed-loop clients.
 
-The weights are random (no hub is reachable); size, shapes, vocabulary and review lengths are the real ones. MLOPS_REAL_DATA gives the real
-vocabulary and reviews; without it both are made up with the same sizes.
+The weights are random (no hub is reachable); size, shapes, vocabulary and review lengths are the real ones. MLOPS_REAL_DATA gives the
+real vocabulary and reviews; without it both are made up with the same sizes.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def variant(bundle: Path, folder: Path, system: str = "sentiment", temperature: 
     shutil.copytree(bundle, folder, dirs_exist_ok=True)
     write_spec(folder, system)
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    (folder / "bundle.json").write_text(json.dumps(spec | {"calibration": {"temperature": temperature}}, ensure_ascii=False), encoding="utf-8")
+    (folder / "bundle.json").write_text(
+        json.dumps(spec | {"calibration": {"temperature": temperature}}, ensure_ascii=False), encoding="utf-8"
+    )
     if temperature != 1.0:
         from mlops_assets.serving.text import load_text_predictor
         from mlops_assets.training import export

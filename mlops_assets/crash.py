@@ -45,6 +45,9 @@ DATASET_POINTS: Final = (
     "cleaned.after_commit",
 )
 
+#: While training, `<n>` being a step: before it is logged, a checkpoint written aside, a checkpoint under its own name.
+TRAINER_POINTS: Final = ("trainer.step_<n>", "trainer.aside_<n>", "trainer.saved_<n>")
+
 
 def reach(point: str) -> None:
     """Kill this process (SIGKILL: no handler, no cleanup) when it was told to crash at `point`."""

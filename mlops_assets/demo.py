@@ -130,6 +130,7 @@ class Demo:
         if landing.process is None:
             if self._known(landing):
                 landing.landed = True
+                self._first_model_said = True  # no figure to speak of: it was there
                 self._say("step", f"{landing.system} {landing.version}: was landed before")
                 return
             source = landing.source or self._sample(landing)
@@ -245,7 +246,7 @@ def facts(connection: Connection, system: str, version: str) -> Iterator[Fact]:
         if row["closed_at"] is not None:
             yield Fact("closed", "step", "landing is complete, a run is requested")
         if row["state"] == "frozen":
-            yield Fact("frozen", "step", f"frozen: {row['object_count']} objects, {row['byte_count']:,} bytes")
+            yield Fact("frozen", "step", f"frozen: {row['object_count'] or 0} objects, {row['byte_count'] or 0:,} bytes")
         if row["state"] == "refused":
             yield Fact("dataset-refused", "warn", f"refused before training: {row['reason']}", "refused")
     for row in rows("SELECT count(*) AS rows FROM quarantined_row WHERE system = :system AND version = :version HAVING count(*) > 0"):

@@ -27,7 +27,7 @@ import yaml
 from mlops_assets.dagster_api import DIRECT, graphql
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
-from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, sweep
+from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, marked, sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,13 +83,13 @@ def _run(settings: Settings, voice: Voice, asked: Asked, *, demo: bool, data: Pa
                 platform.tick()
                 asked.wait(0.1)
         if not asked.stop():
-            voice.addresses(platform, time.monotonic() - begun)
+            voice.addresses(platform, f"the platform is up after {time.monotonic() - begun:.0f} s (준비되었습니다)")
         if follower is not None and not asked.stop():
             follower.begin(platform.settings, platform.environment, voice.say)
         while not asked.stop() and not (exit_when_done and (follower is None or follower.done)):
             platform.tick()
             if follower is not None and follower.tick():
-                voice.addresses(platform, time.monotonic() - begun, next_step=follower.next_step)
+                voice.addresses(platform, f"every landed version has its end after {time.monotonic() - begun:.0f} s", follower.next_step)
             asked.wait(0.2)
     finally:
         with voice.busy("stopping"):
@@ -151,9 +151,10 @@ class Platform:
         code = children["code"].process if "code" in children else None
         if code is not None:
             # Killed, not interrupted: an interrupted step counts as failed and is not retried, a killed run is resumed by the daemon.
-            cut = sweep(self.mark, but=[code.pid], spare=leaders - {code.pid})
-            if cut > 1:  # one is the code server's own helper
-                self._say("warn", "runs in progress were cut off; they resume from their last checkpoint at the next `mlops up`")
+            runs = [pid for pid in marked(self.mark, but=[code.pid], spare=leaders - {code.pid}) if _is_run_worker(pid)]
+            sweep(self.mark, but=[code.pid], spare=leaders - {code.pid})
+            if runs:
+                self._say("warn", f"cut off {len(runs)} run(s) in progress: at the next `mlops up` they resume from their last checkpoint")
         self.supervisor.stop([name for name in children if name != "postgres"], hurry)
         sweep(self.mark, spare=leaders)
         self.supervisor.stop(["postgres"], hurry)
@@ -197,7 +198,7 @@ class Platform:
 
     def _choose_addresses(self, embedded: EmbeddedPostgres | None) -> None:
         settings, taken = self.settings, set[int]()
-        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
         chosen: dict[str, Any] = {}
         for name in PORTS:
             wanted = getattr(settings, name)
@@ -302,7 +303,7 @@ class Platform:
             [*python, "dagster._daemon", "run", *workspace],
             lambda: daemon_beats(links["Dagster"]),
             title="Dagster daemon",
-            after=["code", "dagster"],
+            after=["code", "dagster", *(["mlflow"] if self._own_mlflow else [])],  # it may at once start a run again that was cut off
         )
         yield service(
             "serve", [*mlops, "serve"], lambda: answers(links["Model API"] + "/livez"), title="model server", address=links["Model API"]
@@ -331,6 +332,8 @@ class Platform:
                 "false",
                 "--server.fileWatcherType",
                 "none",
+                "--client.toolbarMode",
+                "minimal",
             ],
             lambda: answers(links["Dashboard"] + "/_stcore/health"),
             title="dashboard",
@@ -358,6 +361,15 @@ class Platform:
             address=links["TensorBoard"],
             after=["serve"],
         )
+
+
+def _is_run_worker(pid: int) -> bool:
+    """Dagster's code server starts each run as a spawned process; its other helper only tracks semaphores."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return any("spawn_main" in word for word in psutil.Process(pid).cmdline())
+    return False
 
 
 def migrate(settings: Settings | None = None) -> tuple[str, str]:
@@ -577,11 +589,11 @@ class Voice:
     def busy(self, text: str) -> Status | contextlib.nullcontext[None]:
         return self._console.status(text) if self._console.is_terminal else contextlib.nullcontext()
 
-    def addresses(self, platform: Platform, seconds: float, next_step: str | None = None) -> None:
+    def addresses(self, platform: Platform, headline: str, next_step: str | None = None) -> None:
         failed = platform.supervisor.failed
         if failed:
             self.say("fail", f"without {', '.join(failed)}: the logs are in {platform.supervisor.logs}")
-        self.say("ok", f"the platform is up after {seconds:.0f} s (준비되었습니다)")
+        self.say("ok", headline)
         for title, address in platform.links.items():
             self._console.print(f"    {title:<12} {address}")
         self._console.print(f"    {'Logs':<12} {platform.supervisor.logs}")

@@ -109,7 +109,7 @@ def test_a_child_can_be_interrupted_even_where_the_parent_ignores_sigint(supervi
         signal.signal(signal.SIGINT, before)
 
 
-# A supervisor in a process of its own with a child, whose own child is in another session (as a daemon would be), and, where asked, a guard.
+# A supervisor in a process of its own with a child, whose own child is in another session, as a daemon would be; and a guard, where asked.
 _PARENT = """
 import os, sys, time
 from pathlib import Path

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlops_assets import up
+from mlops_assets import dagster_api, up
 from mlops_assets.dagster_api import graphql
 from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings
 from mlops_assets.supervise import marked
@@ -188,12 +188,23 @@ def test_a_second_start_on_the_same_home_is_refused_with_the_address(platform):
     assert get(platform.known["dagster_url"] + "/server_info") == 200  # and the first one is unharmed
 
 
-def test_doctor_finds_the_running_platform_well(platform):
+def test_doctor_finds_the_running_platform_well(platform, monkeypatch):
     from mlops_assets import doctor
 
+    monkeypatch.setattr(doctor, "_CHECKS", [check for check in doctor._CHECKS if check[0] not in ("spark", "packages", "font")])
     lines = {line.name: line for line in doctor.examine(load_settings(home=platform.home))}
     for name in ("database", "object store", "mlflow", "dagster", "serve", "staging", "signing key", "postgresql", "home", "ports"):
         assert lines[name].state == "ok", lines[name]
+
+
+def test_a_button_of_the_dashboard_is_a_run_in_dagster_and_its_refusal_a_sentence(platform):
+    address = platform.known["dagster_url"]
+    config = {"ops": {"sentiment_stage_op": {"config": {"metric": "F1", "reason": "test"}}}}
+    done = dagster_api.wait(address, dagster_api.launch(address, "sentiment_stage", config, "somebody"))
+    assert (done.status, done.refused) == ("FAILURE", True)  # nothing is registered yet
+    assert "sentiment" in done.sentence
+    with pytest.raises(OSError, match=r"was not launched: .*metrik"):
+        dagster_api.launch(address, "sentiment_stage", {"ops": {"sentiment_stage_op": {"config": {"metrik": "F1"}}}}, "somebody")
 
 
 def test_a_killed_service_is_back(platform):

@@ -81,9 +81,10 @@ class Trained:
 class Predictor(Protocol):
     """The one inference path: used by evaluation, server, CLI and Python callers alike."""
 
-    labels: Sequence[str]
+    @property
+    def labels(self) -> Sequence[str]: ...
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+    def predict(self, inputs: Sequence[Any], /) -> list[dict[str, Any]]:
         """One answer per input, in order. Raises ValueError for an input that breaks a limit."""
 
 

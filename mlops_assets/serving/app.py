@@ -1,71 +1,28 @@
 """The HTTP server: one process, one channel (`champion`, or `candidate` for staging), every system that the ledger names.
 
-Belongs here: routes, headers, limits of a request, start and stop. Does not belong here: which model answers (`models.py`), batching,
-recording, the wording of errors (`errors.py`).
+Belongs here: what a server consists of, start and stop. Does not belong here: routes (`routes.py`), which model answers (`models.py`).
+The web framework is imported late: the first models load while Python reads it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import json
-import logging
-import re
 import signal
 import socket
 import sys
-import time
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
-from starlette.exceptions import HTTPException
-
-from mlops_assets.serving import errors
-from mlops_assets.serving.answers import Answer, AnswerLog
-from mlops_assets.serving.batching import Batcher, Overloaded
-from mlops_assets.serving.errors import ApiError
+from mlops_assets.serving.answers import AnswerLog
+from mlops_assets.serving.batching import Batcher
 from mlops_assets.serving.loading import LOAD_SECONDS
 from mlops_assets.serving.metrics import ServerMetrics
-from mlops_assets.serving.models import Follower, Model, VersionUnavailable
-from mlops_assets.serving.text import BadInput
+from mlops_assets.serving.models import Follower
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from fastapi import FastAPI
 
     from mlops_assets.lifecycle.promotion import Channel
     from mlops_assets.settings import Settings
-
-log = logging.getLogger("mlops.serving")
-
-MAX_BODY_BYTES = 4 * 1024**2
-PAGES = Path(__file__).parent / "pages"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VERSION = re.compile(r"[0-9]{1,9}")
-
-_PREDICT_DOC = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {"inputs": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
-                },
-                "example": {"inputs": ["다시 보고 싶은 영화", "별로에요"]},
-            }
-        },
-    },
-    "parameters": [
-        {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"}
-    ],
-}
 
 
 class Server:
@@ -99,269 +56,12 @@ class Server:
         self.answers.stop()
         self.engine.dispose()
 
-    def require_known(self, system: str) -> None:
-        if system not in self.follower.known:
-            raise errors.unknown_system(system, sorted(self.follower.known))
-
-    async def model(self, system: str, version: str | None) -> Model:
-        """The model that answers this request, from its first byte to its last.
-
-        Raises:
-            ApiError
-        """
-        self.require_known(system)
-        host = self.follower.host(system)
-        if version is not None:
-            if not _VERSION.fullmatch(version):
-                korean = "version은 숫자여야 합니다."
-                raise ApiError(400, "bad_version", "version must be a whole number", korean, "Use ?version=3.", field="version")
-            host = host or self.follower.make_host(system)
-            try:
-                resident = host.loaded(int(version))
-                return resident if resident is not None else await asyncio.to_thread(host.named, int(version), self.engine)
-            except VersionUnavailable as error:
-                raise errors.of_version(error, system) from None
-        if host is None or host.current is None:
-            refusal = host.refusals[-1].reason if host is not None and host.refusals else None
-            raise errors.nothing_served(system, self.channel, self.follower.has_looked(), refusal)
-        return host.current
-
-    async def predict(self, system: str, request: Request) -> Response:
-        model = await self.model(system, request.query_params.get("version"))
-        state = request.scope["state"]
-        state["model_version"] = str(model.version)
-        inputs = _inputs(await _body(request))
-        try:
-            model.predictor.check(inputs)
-            predictions = await self.batcher.predict(model.predictor, inputs)
-        except BadInput as error:
-            raise errors.of_input(error) from None
-        except Overloaded as error:
-            raise errors.of_overload(error) from None
-        now = datetime.now(UTC).isoformat()
-        self.answers.record(Answer(state["request_id"], system, model.version, model.bundle_sha256, len(inputs), now))
-        self.metrics.answered(system, model.version, len(inputs))
-        return _json(
-            {
-                "request_id": state["request_id"],
-                "system": system,
-                "version": model.version,
-                "bundle_sha256": model.bundle_sha256,
-                "dataset_version": model.dataset_version,
-                "at": now,
-                "predictions": predictions,
-            }
-        )
-
-    async def models(self) -> Response:
-        systems = {name: host.describe() for name, host in self.follower.hosts().items()}
-        return _json(self.follower.describe() | {"systems": systems, "known": sorted(self.follower.known)})
-
-    async def one_model(self, system: str, request: Request) -> Response:
-        self.require_known(system)
-        host = self.follower.host(system)
-        if host is None:
-            raise errors.nothing_served(system, self.channel, self.follower.has_looked(), None)
-        if host.current is not None:
-            request.scope["state"]["model_version"] = str(host.current.version)
-        return _json(host.describe())
-
-    async def reload(self, system: str, request: Request) -> Response:
-        """Look at the ledger now, also at what was refused before. Answers what is served then."""
-        self._authorize(request)
-        self.require_known(system)
-        try:
-            await asyncio.to_thread(self.follower.check_now, system)
-        except Exception as error:  # the driver's own types
-            log.warning("reload of %s: %s", system, error)
-            fix = "What is served stays. Try again when the database is back."
-            raise ApiError(503, "ledger_away", "the ledger cannot be read now", "데이터베이스에 연결할 수 없습니다.", fix) from None
-        return await self.one_model(system, request)
-
-    def _authorize(self, request: Request) -> None:
-        token = self.settings.api_token
-        if not token:
-            fix = "Set MLOPS_API_TOKEN on the server and send it as `Authorization: Bearer <token>`."
-            korean = "쓰기 요청이 허용되지 않은 서버입니다."
-            raise ApiError(403, "writes_disabled", "this server accepts no writes: it has no token", korean, fix)
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            fix = "Send `Authorization: Bearer <MLOPS_API_TOKEN>`."
-            headers = {"WWW-Authenticate": "Bearer"}
-            korean = "인증 토큰이 없거나 올바르지 않습니다."
-            raise ApiError(401, "unauthorized", "the token is missing or wrong", korean, fix, headers=headers)
-
-    async def ready(self) -> Response:
-        """Ready when the ledger (or, without it, the disk) was looked at and what it names is loaded; a system may have no champion."""
-        serving = {name: host.current.version for name, host in self.follower.hosts().items() if host.current is not None}
-        looked = self.follower.has_looked()
-        return _json(self.follower.describe() | {"ready": looked, "serving": serving}, 200 if looked else 503)
-
-    def page(self) -> str:
-        links = {
-            "Dagster": self.settings.dagster_url,
-            "MLflow": self.settings.mlflow_tracking_uri,
-            "Champion": self.settings.serve_url,
-            "Staging": self.settings.staging_url,
-        }
-        shown = {name: url for name, url in links.items() if url and url.startswith("http")}
-        data = json.dumps({"channel": self.channel, "links": shown}, ensure_ascii=False).replace("<", "\\u003c")
-        return (PAGES / "index.html").read_text(encoding="utf-8").replace("__DATA__", data)
-
 
 def create_app(settings: Settings, channel: Channel = "champion", *, load_seconds: float = LOAD_SECONDS) -> FastAPI:
     """The ASGI application; its lifespan starts and stops the follower and the recorder."""
+    from mlops_assets.serving.routes import build
+
     return build(Server(settings, channel, load_seconds))
-
-
-def build(server: Server) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server.start()
-        yield
-        await asyncio.to_thread(server.stop)
-
-    # The interactive docs of FastAPI load scripts from elsewhere; /openapi.json has the same content.
-    app = FastAPI(title="mlops_assets", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.server = server
-
-    @app.post("/predict/{system}", response_class=Response, openapi_extra=_PREDICT_DOC)
-    async def predict(system: str, request: Request) -> Response:
-        return await server.predict(system, request)
-
-    @app.get("/models", response_class=Response)
-    async def models() -> Response:
-        return await server.models()
-
-    @app.get("/models/{system}", response_class=Response)
-    async def one_model(system: str, request: Request) -> Response:
-        return await server.one_model(system, request)
-
-    @app.post("/models/{system}/reload", response_class=Response)
-    async def reload(system: str, request: Request) -> Response:
-        return await server.reload(system, request)
-
-    @app.get("/livez", response_class=Response)
-    async def live() -> Response:
-        return _json({"live": True})
-
-    @app.get("/readyz", response_class=Response)
-    async def ready() -> Response:
-        return await server.ready()
-
-    @app.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        server.metrics.gauges(server.batcher.waiting, server.answers.spooled_bytes, server.follower.away_since is None)
-        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    page = server.page()
-
-    @app.get("/", response_class=HTMLResponse)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:"})
-
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return _error(error, request.scope["state"])
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        known = {
-            404: ("not_found", "there is no such address", "없는 주소입니다."),
-            405: ("bad_method", "wrong method", "허용되지 않은 요청입니다."),
-        }
-        code, message, korean = known.get(error.status_code, ("bad_request", str(error.detail), "잘못된 요청입니다."))
-        fix = "GET /openapi.json lists the addresses."
-        wrapped = ApiError(error.status_code, code, message, korean, fix, headers=dict(error.headers or {}))
-        return _error(wrapped, request.scope["state"])
-
-    app.add_middleware(_Envelope, server=server)
-    return app
-
-
-class _Envelope:
-    """Around every answer: the request id, the model's version, metrics, and JSON instead of a stack trace."""
-
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self.app, self.server = app, server
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        state = scope["state"] = dict(scope.get("state", {}))
-        state["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        state["model_version"] = "none"
-        started = time.perf_counter()
-        status = 0
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", state["request_id"].encode()),
-                    (b"x-model-version", state["model_version"].encode()),
-                ]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_headers)
-        except Exception:
-            log.exception("request %s failed", state["request_id"])
-            if status == 0:
-                await _error(errors.internal(), state)(scope, receive, send_with_headers)
-        self.server.metrics.request(_route(scope), status, time.perf_counter() - started)
-
-
-def _route(scope: Scope) -> str:
-    """The route's pattern, never the path: clients must not be able to invent time series."""
-    return str(getattr(scope.get("route"), "path", "other"))
-
-
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(content, ensure_ascii=False), status, media_type="application/json", headers=headers)
-
-
-def _error(error: ApiError, state: dict[str, Any]) -> Response:
-    return _json(error.body(state["request_id"]), error.status, error.headers)
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body, never more of it in memory than the limit."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
-            korean = f"요청은 {MAX_BODY_BYTES // 1024**2}MB까지 보낼 수 있습니다."
-            fix, headers = "Send fewer inputs per request.", {"Connection": "close"}
-            raise ApiError(413, "too_large", message, korean, fix, limit=MAX_BODY_BYTES, headers=headers)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _inputs(body: bytes) -> list[Any]:
-    """The `inputs` of a JSON body. Raises ApiError."""
-    fix = 'Send UTF-8 JSON like {"inputs": ["..."]}.'
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_json", f"the body is not JSON: {str(error)[:100]}", "JSON 형식이 아닙니다.", fix) from None
-    if not isinstance(content, dict) or "inputs" not in content:
-        raise ApiError(400, "no_inputs", "the body has no `inputs`", "`inputs`가 없습니다.", fix, field="inputs")
-    inputs = content["inputs"]
-    if not isinstance(inputs, list):
-        raise ApiError(400, "not_a_list", "`inputs` is not a list", "`inputs`는 목록이어야 합니다.", fix, field="inputs")
-    if not inputs:
-        raise ApiError(400, "empty_inputs", "`inputs` is empty", "입력이 비어 있습니다.", fix, field="inputs")
-    return inputs
 
 
 class PortTaken(OSError):
@@ -374,8 +74,6 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
     Raises:
         PortTaken
     """
-    import uvicorn
-
     name, port = ("MLOPS_SERVE_PORT", settings.serve_port) if channel == "champion" else ("MLOPS_STAGING_PORT", settings.staging_port)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -384,8 +82,13 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
     except OSError as error:
         listener.close()
         raise PortTaken(f"{settings.host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port") from None
-    app = create_app(settings, channel)
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=10)
+    server = Server(settings, channel)
+    server.follower.start()
+    import uvicorn
+
+    from mlops_assets.serving.routes import build
+
+    config = uvicorn.Config(build(server), loop="uvloop", http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=10)
     # uvicorn shuts down on both signals and then raises them again: that second time must end the process cleanly, not kill it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):

@@ -96,6 +96,13 @@ def check_golden(predictor: Predictor, golden: dict[str, Any]) -> None:
             raise BadBundle("golden", f"golden sample {number} gives {found}, not {sample['probs']} (tolerance {tolerance})")
 
 
+def engine_version() -> str:
+    """A bundle that was tried with another version of the engine is tried again."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 def try_in_child(folder: Path, system: str, threads: int, seconds: float = LOAD_SECONDS) -> None:
     """`load` in a process of its own.
 

@@ -268,10 +268,10 @@ class ModelHost:
         try:
             folder = self._fetch(receipt)
             tried = self._bundles / f"{digest}.tried"
-            if not tried.exists():
+            if not tried.exists() or tried.read_text(encoding="utf-8") != loading.engine_version():
                 loading.try_in_child(folder, self.system, self._threads, self._load_seconds)
             predictor = loading.load(folder, self.system, self._threads)
-            tried.touch()
+            tried.write_text(loading.engine_version(), encoding="utf-8")
         finally:
             self._opening.remove(digest)
         _give_memory_back()
@@ -322,7 +322,7 @@ class ModelHost:
             self._on_refusal(self.system, refusal)
 
     def _resident(self, digest: str) -> Model | None:
-        known = [m for m in (self.current, *self.previous, *self._named.values()) if m is not None]
+        known = [m for m in (self.current, *self.previous, *list(self._named.values())) if m is not None]
         return next((m for m in known if m.bundle_sha256 == digest), None)
 
     # --- a version by name -----------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ class ModelHost:
 
     def _prune(self) -> None:
         """Delete fetched bundles that nothing here serves."""
-        keep = {m.bundle_sha256 for m in (self.current, *self.previous, *self._named.values()) if m is not None} | set(self._opening)
+        keep = {m.bundle_sha256 for m in (self.current, *self.previous, *list(self._named.values())) if m is not None} | set(self._opening)
         for path in self._bundles.iterdir():
             if path.name.removesuffix(".tried") in keep or path.name.startswith("."):
                 continue
@@ -488,7 +488,9 @@ class Follower:
         self.known = configured | remembered
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin to follow; harmless when begun already."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -506,8 +508,7 @@ class Follower:
     def make_host(self, system: str) -> ModelHost:
         with self._hosts_lock:
             if system not in self._hosts:
-                self.known.add(system)
-                self._hosts[system] = ModelHost(
+                made = ModelHost(
                     system,
                     self.channel,
                     store=self._store,
@@ -519,6 +520,9 @@ class Follower:
                     on_swap=self._on_swap,
                     on_refusal=self._on_refusal,
                 )
+                # Replaced, never changed in place: the event loop reads both without a lock.
+                self._hosts = self._hosts | {system: made}
+                self.known = self.known | {system}
             return self._hosts[system]
 
     def has_looked(self, timeout: float | None = None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,12 @@ class TextPredictor:
     """
 
     def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
+        """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""
         self.labels: list[str] = list(spec["labels"])
         self.system: str = spec["system"]
         self.max_length = int(spec["max_length"])
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
         self._session = session
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length=self.max_length)
         self._tokenizer = tokenizer
         self._pad = tokenizer.token_to_id("[PAD]") or 0
 
@@ -157,9 +157,15 @@ def _micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def open_session(model: Path, threads: int) -> InferenceSession:
     """An ONNX Runtime session on the processor.
 
-    Threads are explicit and do not spin: two engines that spin on the same cores slow each other a hundredfold.
+    Threads are explicit and do not spin: two engines that spin on the same cores slow each other a hundredfold. Large int8 weights are
+    mapped from the file, which must not be changed in place while the session lives.
+
+    Raises:
+        ValueError: not an ONNX file.
     """
     import onnxruntime as ort
+
+    from mlops_assets.serving.mapped import graph_with_mapped_weights
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -167,9 +173,11 @@ def open_session(model: Path, threads: int) -> InferenceSession:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.parent.resolve()))
     options.enable_mem_pattern = False  # plans memory for one shape; ours differ with every batch
+    options.enable_cpu_mem_arena = False  # keeps the largest batch's memory for ever, per model
     options.log_severity_level = 3
-    return ort.InferenceSession(model, sess_options=options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph_with_mapped_weights(model), sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
@@ -179,8 +187,6 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
         ValueError: another kind or format of bundle, or a model whose inputs and outputs are not those of one.
         BadBundle: `wrong_labels`: not as many labels as logits.
     """
-    from tokenizers import Tokenizer
-
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     if (spec.get("format"), spec.get("kind")) != (1, "text-classification"):
         found = f"format {spec.get('format')!r}, kind {spec.get('kind')!r}"
@@ -196,4 +202,16 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
     width = outputs["logits"][-1]
     if isinstance(width, int) and width != len(spec["labels"]):
         raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
-    return TextPredictor(session, Tokenizer.from_file(str(folder / "tokenizer.json")), spec)
+    tokenizer = _tokenizer((folder / "tokenizer.json").read_bytes(), int(spec["max_length"]))
+    return TextPredictor(session, tokenizer, spec)
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(content: bytes, max_length: int) -> Tokenizer:
+    """Shared by the models that have the same: successive versions of a system nearly always do, and a vocabulary takes megabytes."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(content)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_length)
+    return tokenizer

@@ -1,1 +1,1 @@
-"""Training, export and measuring that several systems share. Nothing here names a system or imports Dagster; import the modules themselves."""
+"""Training, export and measuring that several systems share. Nothing here names a system or imports Dagster."""

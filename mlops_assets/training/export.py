@@ -67,8 +67,8 @@ def session(model: Path, threads: int) -> InferenceSession:
 def export_text_model(model: nn.Module, target: Path, *, vocabulary: int, max_length: int, threads: int = 1) -> None:
     """Write `model` (a transformers sequence classifier) as ONNX: `input_ids`, `attention_mask` int64 [batch, seq] -> `logits`.
 
-    BERT becomes a graph of ONNX Runtime's own fused operators, which the optimizer cannot find in what torch exports and which int8 needs to be fast.
-    Other architectures go through `torch.onnx`.
+    BERT becomes a graph of ONNX Runtime's own fused operators, which its optimizer cannot find in what torch exports and which int8
+    needs to be fast. Other architectures go through `torch.onnx`.
 
     Raises:
         ExportDiffers: a logit is off by more than MAX_LOGIT_DIFFERENCE on random inputs of several shapes.
@@ -94,7 +94,7 @@ def export_text_model(model: nn.Module, target: Path, *, vocabulary: int, max_le
         if not difference <= MAX_LOGIT_DIFFERENCE:
             raise ExportDiffers(
                 f"the exported model's logits differ from the trained one's by {difference:.2g} (allowed {MAX_LOGIT_DIFFERENCE:g}) for "
-                f"{rows} texts of {width} tokens. Nothing was published; check the versions of torch and onnxruntime against requirements.lock."
+                f"{rows} texts of {width} tokens. Nothing was published; compare torch and onnxruntime with requirements.lock."
             )
 
 
@@ -157,7 +157,11 @@ class _Graph:
 
     def norm_of_sum(self, name: str, source: str, skip: str, layer: Any, bias: Any) -> str:
         """LayerNorm(source + skip + bias)."""
-        weights = [self.weight(f"{name}.gamma", layer.weight), self.weight(f"{name}.beta", layer.bias), self.weight(f"{name}.skip_bias", bias)]
+        weights = [
+            self.weight(f"{name}.gamma", layer.weight),
+            self.weight(f"{name}.beta", layer.bias),
+            self.weight(f"{name}.skip_bias", bias),
+        ]
         return self.node("SkipLayerNormalization", [source, skip, *weights], name, MICROSOFT, epsilon=layer.eps)
 
 
@@ -185,7 +189,9 @@ def bert_graph(model: Any) -> onnx.ModelProto:
         projected = graph.linear(f"{name}.projected", attended, out.dense, bias=False)
         hidden = graph.norm_of_sum(f"{name}.attention_norm", projected, hidden, out.LayerNorm, out.dense.bias)
         inner = graph.linear(f"{name}.inner", hidden, layer.intermediate.dense, bias=False)
-        active = graph.node("BiasGelu", [inner, graph.weight(f"{name}.inner.bias", layer.intermediate.dense.bias)], f"{name}.gelu", MICROSOFT)
+        active = graph.node(
+            "BiasGelu", [inner, graph.weight(f"{name}.inner.bias", layer.intermediate.dense.bias)], f"{name}.gelu", MICROSOFT
+        )
         outer = graph.linear(f"{name}.outer", active, layer.output.dense, bias=False)
         hidden = graph.norm_of_sum(f"{name}.output_norm", outer, hidden, layer.output.LayerNorm, layer.output.dense.bias)
     first = graph.node("Gather", [hidden, graph.weight("zero", np.array(0, np.int64))], "first", axis=1)
@@ -222,18 +228,14 @@ def quantize(source: Path, target: Path) -> None:
 
     Full range: VNNI and AMX add up in 32 bits, so nothing saturates; the classifier stays fp32, it is small and decides.
     """
-    import logging as logs
-
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(str(source)).graph
-    outputs = {"logits"}
     last = next(node for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
-    del outputs
-    quiet = logs.getLogger("root")
-    level = quiet.level
-    quiet.setLevel(logs.ERROR)  # it advises a preprocessing that our graph has no use for
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a preprocessing that our graph has no use for
     try:
         quantize_dynamic(
             str(source),
@@ -246,7 +248,7 @@ def quantize(source: Path, target: Path) -> None:
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
     finally:
-        quiet.setLevel(level)
+        root.setLevel(level)
 
 
 def int8_quality(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Int8Quality:

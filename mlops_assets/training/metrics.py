@@ -35,8 +35,8 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
 def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """loss, accuracy, precision, recall, f1, ece of probabilities [rows, classes] against labels [rows].
 
-    With two classes, precision, recall and F1 are those of class 1; with more, the plain mean over the classes that occur. What is undefined (no
-    such row, never predicted) counts as 0. One probability that is not a number makes every figure NaN: no gate lets that pass.
+    With two classes, precision, recall and F1 are those of class 1; with more, the plain mean over the classes that occur. What is
+    undefined (no such row, never predicted) counts as 0. One probability that is not a number makes every figure NaN.
     """
     if not np.isfinite(probabilities).all():
         return dict.fromkeys(("loss", "accuracy", "precision", "recall", "f1", "ece"), math.nan)
@@ -63,13 +63,17 @@ def calibration_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = 
     correct = probabilities.argmax(axis=-1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
-        (float(confidence[which == b].mean()), float(correct[which == b].mean()), int((which == b).sum())) for b in range(bins) if (which == b).any()
+        (float(confidence[which == b].mean()), float(correct[which == b].mean()), int((which == b).sum()))
+        for b in range(bins)
+        if (which == b).any()
     ]
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
     """How far confidence and accuracy lie apart, on average over the rows."""
-    return sum(rows * abs(confidence - accuracy) for confidence, accuracy, rows in calibration_bins(probabilities, labels, bins)) / len(labels)
+    return sum(rows * abs(confidence - accuracy) for confidence, accuracy, rows in calibration_bins(probabilities, labels, bins)) / len(
+        labels
+    )
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -97,7 +101,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def slices(groups: Mapping[str, np.ndarray], probabilities: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, float]]:
     """The figures of each group of rows (name -> boolean mask), with `rows`; empty groups are left out."""
     return {
-        name: {"rows": float(mask.sum()), **classification(probabilities[mask], labels[mask])} for name, mask in groups.items() if mask.any()
+        name: {"rows": float(mask.sum()), **classification(probabilities[mask], labels[mask])}
+        for name, mask in groups.items()
+        if mask.any()
     }
 
 

@@ -1,7 +1,7 @@
 """Texts as tensors: learning and reading WordPiece tokenizers, and a data set that is tokenized once and padded by the batch.
 
-Belongs here: what every text system shares. Does not belong here: labels' meaning, models, files of a landing. The tokenizer that is made here
-goes into the bundle as it is, so that the server cuts texts exactly as training did.
+Belongs here: what every text system shares. Does not belong here: labels' meaning, models, files of a landing. The tokenizer that is
+made here goes into the bundle as it is, so that the server cuts texts exactly as training did.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ENCODE_CHUNK = 10_000
 def learn_tokenizer(texts: Sequence[str], size: int, *, lowercase: bool = True) -> Tokenizer:
     """A WordPiece tokenizer of at most `size` tokens from the texts. The same texts in any order give the same vocabulary.
 
-    The library numbers the `##x` of its starting alphabet in the order of a hash map, breaks ties by number, and cuts a large alphabet at a tie
-    by chance, so that two trainings on the same texts differ. Choosing and naming that alphabet beforehand takes the chance out of it.
+    The library numbers the `##x` of its starting alphabet in the order of a hash map, breaks ties by number, and cuts a large alphabet
+    at a tie by chance, so that two trainings on the same texts differ. Choosing and naming that alphabet takes the chance out of it.
     """
     from tokenizers.models import WordPiece
     from tokenizers.trainers import WordPieceTrainer
@@ -83,7 +83,7 @@ def wordpiece(vocabulary: Sequence[str], *, lowercase: bool) -> Tokenizer:
 
 
 def _pipeline(model: Any, lowercase: bool) -> Tokenizer:
-    """`model` behind the normalization that all our vocabularies share. No accents are stripped: that would take Hangul apart into its letters."""
+    """`model` behind the normalization that all our vocabularies share. Accents stay: stripping them takes Hangul apart into letters."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(model)

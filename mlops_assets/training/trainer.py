@@ -3,9 +3,9 @@
 Belongs here: everything about a run that does not depend on what the model reads. Does not belong here: data and tokenizers (`text.py`),
 architectures (`systems/*/model.py`), Dagster, MLflow.
 
-A checkpoint is a folder `step-<n>` under `<workdir>/checkpoints`: weights and the best weights so far (safetensors), optimizer, schedule and
-random state (torch, read back with `weights_only`), and `checkpoint.json`, which lists the SHA-256 of all of them. It is written aside, synced and
-renamed: under its own name it is whole, and a disk that lied about that shows in the hashes.
+A checkpoint is a folder `step-<n>` under `<workdir>/checkpoints`: weights and the best weights so far (safetensors), optimizer, schedule
+and random state (torch, read back with `weights_only`), and `checkpoint.json`, which lists the SHA-256 of all of them. It is written aside,
+synced and renamed: under its own name it is whole, and a disk that lied about that shows in the hashes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class UnsupportedOptimizer(ValueError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"지원되지 않는 옵티마이저 타입입니다.: {name} (optimizer_type {name!r} is not supported; choose one of {', '.join(OPTIMIZERS)})"
+            f"지원되지 않는 옵티마이저 타입입니다.: {name} (optimizer_type {name!r} is not known; choose one of {', '.join(OPTIMIZERS)})"
         )
 
 
@@ -57,7 +57,8 @@ class Examples(Protocol):
         lengths: length of each row, for bucketing; None when all rows are of one size.
     """
 
-    lengths: np.ndarray | None
+    @property
+    def lengths(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
@@ -70,6 +71,7 @@ class Recipe:
     """How to train. The fields mean what they mean in `configs/<system>.yaml`."""
 
     epochs: float = 3
+    min_steps: int = 0
     batch_size: int = 64
     learning_rate: float = 5e-4
     optimizer_type: str = "adamw"
@@ -113,12 +115,13 @@ def optimizer_of(recipe: Recipe) -> tuple[type[Any], dict[str, Any]]:
 
     if recipe.optimizer_type not in OPTIMIZERS:
         raise UnsupportedOptimizer(recipe.optimizer_type)
-    cls, extra = {
+    known: dict[str, tuple[type[Any], dict[str, Any]]] = {
         "adamw": (torch.optim.AdamW, {"fused": True}),
         "adam": (torch.optim.Adam, {"fused": True}),
         "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
         "adafactor": (Adafactor, {"scale_parameter": False, "relative_step": False}),
-    }[recipe.optimizer_type]
+    }
+    cls, extra = known[recipe.optimizer_type]
     return cls, {"lr": recipe.learning_rate, **extra}
 
 
@@ -127,7 +130,7 @@ def has_bf16() -> bool:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
@@ -142,9 +145,7 @@ class LengthBatches:
     each rank takes every world-th batch; the ranks get equally many, the few rows that are left wait for the next epoch.
     """
 
-    def __init__(
-        self, rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None, *, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, rows: int, batch_size: int, seed: int, lengths: np.ndarray | None = None, *, rank: int = 0, world: int = 1) -> None:
         self.rows, self.batch_size, self.seed, self.lengths = rows, batch_size, seed, lengths
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -182,7 +183,7 @@ class _Rows:
         return self.examples.batch(rows)
 
 
-def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -395,10 +396,12 @@ def _trainer_class() -> type[Any]:
             self.best_weights: dict[str, Tensor] | None = None
             self.resumed: Path | None = None
             self.sampler = LengthBatches(len(train), recipe.batch_size, seed, train.lengths if recipe.bucketing else None)
-            steps = len(self.sampler)
+            # Few rows: more epochs, with as many evaluations and checkpoints over the whole run as there would have been.
+            stretch = max(1.0, recipe.min_steps / (recipe.epochs * len(self.sampler)))
+            steps = round(stretch * len(self.sampler))
             arguments = TrainingArguments(
                 output_dir=str(folder),
-                num_train_epochs=recipe.epochs,
+                num_train_epochs=recipe.epochs * stretch,
                 per_device_train_batch_size=recipe.batch_size,
                 learning_rate=recipe.learning_rate,
                 weight_decay=recipe.weight_decay,
@@ -455,7 +458,7 @@ def _trainer_class() -> type[Any]:
         # Validation.
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            metrics = self.measure(*predict(self.model, self.validation))
+            metrics = self.measure(*predict(self._net(), self.validation))
             self._remember(metrics)
             named = {f"validation_{name}": value for name, value in metrics.items()}
             self.log(dict(named))
@@ -480,6 +483,10 @@ def _trainer_class() -> type[Any]:
             if self.best_weights is not None:
                 plain.load_state_dict(self.best_weights)
             plain.to("cpu").eval()
+
+        def _net(self) -> nn.Module:
+            assert self.model is not None
+            return self.model
 
         def _weights(self) -> dict[str, Tensor]:
             return dict(self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True).state_dict())
@@ -519,7 +526,7 @@ def _trainer_class() -> type[Any]:
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             folder = Path(resume_from_checkpoint)
-            self.model.load_state_dict(load_file(folder / "model.safetensors"))
+            self._net().load_state_dict(load_file(folder / "model.safetensors"))
             self.progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
             if (folder / "best.safetensors").exists():
                 self.best_weights = load_file(folder / "best.safetensors")

@@ -10,11 +10,14 @@ import pytest
 from sqlalchemy import Engine, text
 
 from mlops_assets.crash import ARRIVAL_POINTS, DATASET_POINTS
+from mlops_assets.ingest.objects import land
 from mlops_assets.lifecycle import dataset
+from mlops_assets.resources.spark import SparkEngine
 from mlops_assets.sample_data import write_reviews
-from mlops_assets.settings import Settings, process_environment
+from mlops_assets.settings import Settings, load_config, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.systems.sentiment import data
+from mlops_assets.systems.sentiment.config import SentimentConfig
 from mlops_assets_tests.ingest.arrivals import SYSTEM, content, freeze, ledger, put, ready, requests, states, tick
 
 SIGKILLED = -9
@@ -67,11 +70,11 @@ def test_arrival_killed_anywhere_is_completed_by_the_next_try(
 ) -> None:
     stage = point.split(".")[0]
     if stage == "tick":
-        assert run(settings, "land", folder) == 0
+        land(settings, store, SYSTEM, folder, VERSION, engine=engine)
     assert run(settings, stage, folder, crash_at=point) == SIGKILLED
     if stage == "land":
         assert tick(engine, store).closed == [], "a half landing is not complete"
-        assert run(settings, "land", folder) == 0
+        land(settings, store, SYSTEM, folder, VERSION, engine=engine)
     closed_before = states(engine).get(VERSION) == "closed"
     assert closed_before == (point == "tick.after_commit")
     assert bool(requests(engine)) == closed_before, "a version is closed with its run request or not at all"
@@ -97,7 +100,7 @@ def test_freezing_and_cleaning_killed_anywhere_are_completed_by_the_next_try(
     settings: Settings, store: ObjectStore, engine: Engine, folder: Path, tmp_path: Path, point: str
 ) -> None:
     stage = point.split(".")[0]
-    run(settings, "land", folder)
+    land(settings, store, SYSTEM, folder, VERSION, engine=engine)
     tick(engine, store)
     if stage == "cleaned":
         freeze(engine, store, VERSION, tmp_path)
@@ -115,19 +118,19 @@ def test_freezing_and_cleaning_killed_anywhere_are_completed_by_the_next_try(
         rows = connection.execute(text("SELECT count(*) FROM review")).scalar_one()
         claimed = dict(connection.execute(text("SELECT group_sha256, split FROM split_ledger")).tuples().all())
     assert bool(rows) == (point == "cleaned.after_commit")
-    assert run(settings, "cleaned", folder) == 0
+    section = load_config(SentimentConfig, SYSTEM, settings.configs).dataset
+    (tmp_path / "scratch").mkdir()
+    manifest = dataset.read_manifest(engine, store, SYSTEM, VERSION)
+    data.clean(engine, store, manifest, section, SparkEngine(), tmp_path / "scratch", max_line_bytes=10**6)
     table = data.read_table(data.load_cleaned(store, engine, VERSION, tmp_path / "whole"))
     assert data.account(engine, store, VERSION).adds_up and data.check_contract(table) == []
     with engine.connect() as connection:
         now = dict(connection.execute(text("SELECT group_sha256, split FROM split_ledger")).tuples().all())
     assert now == claimed, "the second try claims what the first one did"
-    named = {f"{p.name}" for p in dataset.find_table(store, SYSTEM, VERSION, _manifest(engine)).parts}  # type: ignore[union-attr]
+    published = dataset.find_table(store, SYSTEM, VERSION, manifest.sha256)
+    assert published is not None
+    named = {part.name for part in published.parts}
     assert {info.key.rsplit("/", 1)[-1] for info in store.list("cleaned")} == named | {dataset.TABLE_FILE}, "no leftover"
-
-
-def _manifest(engine: Engine) -> str:
-    with engine.connect() as connection:
-        return str(connection.execute(text("SELECT manifest_sha256 FROM dataset_version")).scalar_one())
 
 
 @pytest.mark.parametrize("point", ["tick.after_record"])

@@ -74,7 +74,7 @@ def test_a_complete_version_starts_one_run_on_its_partition(store: ObjectStore, 
     assert "dagster/max_retries" not in request.tags
     (added,) = result.dynamic_partitions_requests
     assert (added.partitions_def_name, added.partition_keys) == ("sentiment_dataset_version", ["v1"])
-    launched(instance, request, dg.DagsterRunStatus.QUEUED)
+    launched(instance, request, dg.DagsterRunStatus.STARTED)
     assert not evaluate(result.cursor).run_requests and not evaluate().run_requests, "with or without the cursor"
 
 

@@ -25,8 +25,8 @@ def small(dagster_settings, tmp_path, monkeypatch):
     configs.mkdir()
     values = yaml.safe_load((REPOSITORY / "configs" / "sentiment.yaml").read_text(encoding="utf-8"))
     model = values["models"]["kcbert"]
-    model |= {"layers": 1, "hidden_size": 32, "attention_heads": 2, "intermediate_size": 64, "vocabulary_size": 2000}
-    model["training"] |= {"epochs": 6, "batch_size": 32, "learning_rate": 0.003, "early_stopping_patience": 8}
+    model |= {"layers": 1, "hidden_size": 64, "attention_heads": 2, "intermediate_size": 128, "vocabulary_size": 2000, "guess_weight": 0.0}
+    model["training"] |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.003, "evaluations_per_epoch": 1, "checkpoints_per_epoch": 1}
     (configs / "base.yaml").write_text((REPOSITORY / "configs" / "base.yaml").read_text())
     (configs / "sentiment.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     monkeypatch.setenv("MLOPS_CONFIGS", str(configs))
@@ -72,7 +72,7 @@ def test_reviews_in_a_gated_registered_served_and_traceable_model_out(small, eng
             )
         assert tick(definitions, instance) == [], "the same versions are asked for once"
     good, bad = results["good"], results["shuffled"]
-    assert good.success, [event.message for event in good.get_step_failure_events()]
+    assert good.success, [event.step_failure_data.error_display_string for event in good.get_step_failure_events()]
     assert not bad.success
     refusal = next(e for e in bad.get_asset_check_evaluations() if e.check_name == "register_threshold")
     assert not refusal.passed and "<" in refusal.metadata["why"].value

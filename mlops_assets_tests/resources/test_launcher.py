@@ -106,11 +106,6 @@ def kill_both(worker: int, server: subprocess.Popen[bytes]) -> None:
 OURS = {"module": "mlops_assets.resources.launcher", "class": "PidRunLauncher"}
 
 
-def use(instance: DagsterInstance, launcher: DefaultRunLauncher) -> None:
-    launcher.register_instance(instance)
-    instance._run_launcher = launcher
-
-
 def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path, monkeypatch):
     with sleeping_run(tmp_path / "home", OURS) as (workspace, run_id, worker, server):
         instance = workspace.instance
@@ -135,10 +130,11 @@ def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path,
             assert ours.check_run_worker_health(lost).status == WorkerStatus.NOT_FOUND
 
         kill_both(worker, server)
-        use(instance, DefaultRunLauncher())
+        instance._run_launcher = DefaultRunLauncher()
+        instance._run_launcher.register_instance(instance)
         monitor(workspace)
         assert status() == DagsterRunStatus.STARTED  # a control: with Dagster's own launcher it would stay so
-        use(instance, ours)
+        instance._run_launcher = ours
         monitor(workspace)
         assert status() == DagsterRunStatus.FAILURE
 

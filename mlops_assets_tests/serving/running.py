@@ -17,7 +17,8 @@ from sqlalchemy import make_url, text
 
 from mlops_assets import database
 from mlops_assets.lifecycle.promotion import Channel, Promotion
-from mlops_assets.serving.app import Server, build
+from mlops_assets.serving.app import Server
+from mlops_assets.serving.routes import build
 from mlops_assets.settings import Settings
 from mlops_assets_tests.factories import World, config_of
 from mlops_assets_tests.serving.bundles import make_bundle

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 
 from mlops_assets.serving import app as serving
 from mlops_assets.serving.answers import Answer, AnswerLog
+from mlops_assets.serving.routes import MAX_BODY_BYTES
 from mlops_assets.settings import Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World, config_of
@@ -54,7 +55,7 @@ def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
         (post(b'{"inputs": ["\\ud800"]}'), 422, "not_text", "inputs[0]"),
         (post(json.dumps({"inputs": ["x"] * 1001}).encode()), 422, "too_many", "inputs"),
         (post(json.dumps({"inputs": ["x" * 10_001]}).encode()), 422, "too_long", "inputs[0]"),
-        (post(b" " * (serving.MAX_BODY_BYTES + 1)), 413, "too_large", None),
+        (post(b" " * (MAX_BODY_BYTES + 1)), 413, "too_large", None),
         (server.client.get("/predict/sentiment"), 405, "bad_method", None),
         (server.client.get("/nothing"), 404, "not_found", None),
         (server.client.get("/models/nothing"), 404, "unknown_system", "system"),

@@ -107,9 +107,9 @@ def test_a_forged_promotion_is_never_served(world: World, settings: Settings, en
         with engine.begin() as connection:
             connection.execute(
                 text(
-                    "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, actor, reason) "
-                    "SELECT system, 2, channel, kind, :v, (SELECT bundle_sha256 FROM receipt WHERE version = :v), payload, signature, key_id, "
-                    "actor, reason FROM promotion WHERE sequence = 1"
+                    "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, actor, "
+                    "reason) SELECT system, 2, channel, kind, :v, (SELECT bundle_sha256 FROM receipt WHERE version = :v), payload, "
+                    "signature, key_id, actor, reason FROM promotion WHERE sequence = 1"
                 ),
                 {"v": second},
             )

@@ -75,7 +75,9 @@ def test_other_architectures_are_exported_too(tmp_path: Path) -> None:
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     torch.manual_seed(0)
-    config = DistilBertConfig(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dim=16, hidden_dim=32, n_layers=1, n_heads=2, num_labels=2)
+    config = DistilBertConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dim=16, hidden_dim=32, n_layers=1, n_heads=2, num_labels=2
+    )
     model = DistilBertForSequenceClassification(config).eval()
     path = tmp_path / "model.onnx"
     export.export_text_model(model, path, vocabulary=VOCABULARY, max_length=LENGTH)
@@ -117,7 +119,7 @@ def test_int8_is_a_quarter_of_the_size_and_gives_nearly_the_same_answers(tmp_pat
 
 @pytest.mark.parametrize(
     ("flipped", "right", "good"),
-    [(0, 0, True), (9, 0, True), (11, 0, False), (4, 4, False), (3, 3, True), (8, -8, True)],
+    [(0, 0, True), (9, 0, True), (11, 0, False), (4, 4, False), (2, 2, True), (8, -8, True)],
 )
 def test_int8_is_kept_only_when_quality_is(flipped: int, right: int, good: bool) -> None:
     """1,000 rows; int8 flips some labels, of which `right` were right before (negative: became right)."""

@@ -1,4 +1,4 @@
-"""Pictures are PNG, small enough for an event, and have letters where there are letters. A missing glyph is a warning, and warnings are errors here."""
+"""Pictures are PNG, small enough for an event, and show Hangul (a missing glyph is a warning, and warnings are errors here)."""
 
 from __future__ import annotations
 

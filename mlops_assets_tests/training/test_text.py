@@ -29,7 +29,9 @@ def test_the_same_texts_give_the_same_vocabulary_in_any_order_and_process() -> N
         "print(json.dumps(text.learn_tokenizer(json.loads(sys.stdin.read()), 150).get_vocab(), sort_keys=True))"
     )
     outputs = [
-        subprocess.run([sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True, check=True, timeout=120).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True, check=True, timeout=120
+        ).stdout
         for texts in (REVIEWS, shuffled, REVIEWS)
     ]
     assert outputs[0] == outputs[1] == outputs[2]

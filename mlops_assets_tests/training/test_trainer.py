@@ -219,7 +219,9 @@ def test_nan_is_never_the_best(tmp_path: Path) -> None:
 
 def test_loss_is_minimized(tmp_path: Path) -> None:
     values = iter([0.5, 0.2, 0.4, 0.3, 0.6, 0.7])
-    fitted = tiny.fit(tmp_path, recipe=dataclasses.replace(tiny.RECIPE, monitor="loss"), measured=lambda logits, labels: {"loss": next(values)})
+    fitted = tiny.fit(
+        tmp_path, recipe=dataclasses.replace(tiny.RECIPE, monitor="loss"), measured=lambda logits, labels: {"loss": next(values)}
+    )
     assert fitted.best_step == 12
 
 

@@ -40,6 +40,8 @@ class TrainingSection(Strict):
     """How a model is trained."""
 
     epochs: float = Field(default=3, gt=0)
+    min_steps: int = Field(default=0, ge=0)
+    """On few rows, train for more epochs until this many steps are made (unless `epochs` is overridden)."""
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     optimizer_type: str = "adamw"

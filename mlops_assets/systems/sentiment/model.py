@@ -60,14 +60,16 @@ def pretrained(name: str, max_length: int) -> tuple[nn.Module, Tokenizer]:
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise SettingsError(
-            f"the pretrained model {name!r} could not be loaded ({first}). Check the name and the network, give a local folder with config.json, "
-            "weights and tokenizer in `pretrained`, or set it to null to train from scratch."
+            f"the pretrained model {name!r} could not be loaded ({first}). Check the name and the network, give a local folder "
+            "with config.json, weights and tokenizer in `pretrained`, or set it to null to train from scratch."
         ) from error
     positions = getattr(net.config, "max_position_embeddings", max_length)
     if max_length > positions:
         raise SettingsError(f"max_length {max_length} is more than the {positions} positions of {name!r}: lower max_length.")
     if len(vocabulary := tokenizer.get_vocab()) > net.config.vocab_size:
-        raise SettingsError(f"the tokenizer of {name!r} has {len(vocabulary)} tokens, its model {net.config.vocab_size}: they do not belong together.")
+        raise SettingsError(
+            f"the tokenizer of {name!r} has {len(vocabulary)} tokens, its model {net.config.vocab_size}: they do not belong together."
+        )
     return net, tokenizer
 
 
@@ -93,7 +95,9 @@ def freeze(net: Any, unfrozen_layers: int | None) -> None:
         return
     layers = net.base_model.encoder.layer
     if not 0 <= unfrozen_layers <= len(layers):
-        raise SettingsError(f"unfrozen_layers {unfrozen_layers}: the model has {len(layers)} layers, give 0 to {len(layers)} or null for all.")
+        raise SettingsError(
+            f"unfrozen_layers {unfrozen_layers}: the model has {len(layers)} layers, give 0 to {len(layers)} or null for all."
+        )
     frozen = [net.base_model.embeddings, *layers[: len(layers) - unfrozen_layers]] if unfrozen_layers < len(layers) else []
     for module in frozen:
         for parameter in module.parameters():
@@ -134,7 +138,8 @@ def _classifier_class() -> type[Any]:
             self.guess_weight = guess_weight if word_dropout else 0.0
             if word_dropout and mask_id is None:
                 raise SettingsError("word_dropout needs a tokenizer with [MASK]: set word_dropout to 0.")
-            self.mask_id = mask_id
+            self.mask_id = mask_id or 0
+            self.special: Tensor
             self.register_buffer("special", torch.tensor([i for i in special_ids if i is not None]), persistent=False)
             if self.guess_weight:
                 size = net.config.hidden_size

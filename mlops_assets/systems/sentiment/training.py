@@ -63,6 +63,7 @@ PARAMETER_NAMES: Mapping[str, type] = {
     "guess_weight": float,
     "int8": bool,
     "epochs": float,
+    "min_steps": int,
     "batch_size": int,
     "learning_rate": float,
     "optimizer_type": str,
@@ -92,7 +93,9 @@ class Choice:
 def _flat(config: SentimentConfig, model_type: str, dataset: str) -> dict[str, Any]:
     for kind, name, known in (("모델", model_type, config.models), ("데이터셋", dataset, config.datasets)):
         if name not in known:
-            raise SettingsError(f"지원되지 않는 {kind} 타입입니다.: {name} (not in the configuration; choose one of {', '.join(sorted(known))})")
+            raise SettingsError(
+                f"지원되지 않는 {kind} 타입입니다.: {name} (not in the configuration; choose one of {', '.join(sorted(known))})"
+            )
     model = config.models[model_type].model_dump(mode="json")
     training = model.pop("training")
     data = {name: getattr(config.datasets[dataset], name) for name in OF_DATASET}
@@ -117,11 +120,15 @@ def resolve(config: SentimentConfig, given: Mapping[str, Any]) -> Choice:
     defaults = parameters(config)
     overrides = {name: value for name, value in given.items() if value != defaults[name]}
     chosen = _flat(config, str(overrides.get("model_type", config.project.model)), str(overrides.get("dataset", config.project.dataset)))
+    if "epochs" in overrides:
+        chosen["min_steps"] = 0  # who asks for one epoch wants one epoch
     flat = {**chosen, **overrides}
     try:
         dataset = DatasetSection.model_validate(config.datasets[flat["dataset"]].model_dump() | {name: flat[name] for name in OF_DATASET})
         training = {name: flat[name] for name in TrainingSection.model_fields}
-        model = ModelSection.model_validate({name: flat[name] for name in ModelSection.model_fields if name != "training"} | {"training": training})
+        model = ModelSection.model_validate(
+            {name: flat[name] for name in ModelSection.model_fields if name != "training"} | {"training": training}
+        )
     except ValidationError as error:
         problems = "; ".join(f"{e['loc'][-1]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise SettingsError(problems) from None
@@ -155,9 +162,7 @@ def read_rows(table: CleanedTable, split: str) -> Rows:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    found = ds.dataset(table.folder, format="parquet").to_table(
-        columns=["id", "document", "label"], filter=pc.field("split") == split
-    )
+    found = ds.dataset(table.folder, format="parquet").to_table(columns=["id", "document", "label"], filter=pc.field("split") == split)
     found = found.sort_by([("id", "ascending"), ("document", "ascending")])
     return Rows(found["id"].to_pylist(), found["document"].to_pylist(), found["label"].to_pylist())
 
@@ -194,7 +199,9 @@ def train(context: TrainContext) -> Trained:
     torch.manual_seed(context.seed)
     net, tokenizer = _network(choice, rows.texts, context.parent)
     length = choice.dataset.max_length
-    log.info("training on %d reviews, validating on %d, %d tokens in the vocabulary", len(rows), len(validation), tokenizer.get_vocab_size())
+    log.info(
+        "training on %d reviews, validating on %d, %d tokens in the vocabulary", len(rows), len(validation), tokenizer.get_vocab_size()
+    )
     fitted = trainer.fit(
         _model(net, choice, tokenizer),
         TextExamples(tokenizer, rows.texts, rows.labels, length),
@@ -441,7 +448,12 @@ def _confusion_rows(counts: np.ndarray) -> list[dict[str, Any]]:
 def sources(variant: str = "") -> list[Path]:
     """The files that decide what a training on given data gives."""
     here, shared = Path(__file__).parent, Path(__file__).parents[2] / "training"
-    return [here / "config.py", here / "model.py", here / "training.py", *(shared / f"{n}.py" for n in ("export", "metrics", "text", "trainer"))]
+    return [
+        here / "config.py",
+        here / "model.py",
+        here / "training.py",
+        *(shared / f"{n}.py" for n in ("export", "metrics", "text", "trainer")),
+    ]
 
 
 SYSTEM = ModelSystem(

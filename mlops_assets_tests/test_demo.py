@@ -1,0 +1,79 @@
+"""The lines that `mlops up --demo` shows come from the ledgers alone, and its end says whether all went as it should."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from mlops_assets.demo import Demo, Landing, facts
+from mlops_assets.settings import SettingsError
+from mlops_assets_tests.factories import BAD, GOOD, World, config_of
+
+
+@pytest.fixture
+def world(engine, settings, store) -> World:
+    return World(engine, settings, store, "sentiment", config_of("sentiment"))
+
+
+def lines(world: World, version: str) -> list[tuple[str, str, str | None]]:
+    with world.engine.connect() as connection:
+        return [(fact.kind, fact.text, fact.outcome) for fact in facts(connection, "sentiment", version)]
+
+
+def test_a_version_that_nobody_has_landed_has_no_lines(world):
+    assert lines(world, "demo-1") == []
+
+
+def test_a_good_version_is_told_from_training_to_champion(world):
+    world.registered("demo-1", GOOD)
+    told = lines(world, "demo-1")
+    said = "\n".join(text for _, text, _ in told)
+    assert said.index("trained and exported") < said.index("f1 0.860") < said.index("promoted: ") < said.index("version 1 is champion")
+    assert [outcome for _, _, outcome in told if outcome] == ["promoted"]
+
+
+def test_a_bad_version_ends_refused_with_the_gates_sentence(world):
+    world.registered("demo-bad", BAD)
+    kind, said, outcome = lines(world, "demo-bad")[-1]
+    assert (kind, outcome) == ("warn", "refused")
+    assert "0.5" in said and "0.8" in said
+
+
+def test_a_data_set_that_is_refused_before_training_is_an_end_too(world):
+    world.dataset("broken")
+    with world.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE dataset_version SET state = 'refused', reason = 'no columns', manifest_sha256 = NULL WHERE version = 'broken'")
+        )
+    assert lines(world, "broken")[-1] == ("warn", "refused before training: no columns", "refused")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "failed"),
+    [
+        ("promoted", "refused", False),
+        ("registered", "refused", False),  # not better than the champion of an earlier demo
+        ("refused", "refused", True),
+        ("promoted", "promoted", True),  # the gate would be broken
+        ("failed", "refused", True),
+        ("promoted", "failed", True),
+    ],
+)
+def test_the_demo_has_failed_unless_the_good_one_passed_and_the_bad_one_did_not(settings, good, bad, failed):
+    demo = Demo.of(settings, sample=True, data=None)
+    assert [(landing.version, landing.bad) for landing in demo.landings] == [("demo-1", False), ("demo-bad", True)]
+    for landing, outcome in zip(demo.landings, (good, bad), strict=True):
+        landing.outcome = outcome
+    assert demo.done and demo.failed is failed
+
+
+def test_real_data_is_taken_by_the_names_of_its_folders(settings, tmp_path):
+    (tmp_path / "nsmc").mkdir()
+    (tmp_path / "mnist").mkdir()
+    demo = Demo.of(settings, sample=False, data=tmp_path)
+    assert demo.landings == [Landing("sentiment", "nsmc-1", (tmp_path / "nsmc").resolve())]
+
+
+def test_a_folder_that_is_missing_is_refused(settings, tmp_path):
+    with pytest.raises(SettingsError, match="is not a folder"):
+        Demo.of(settings, sample=False, data=tmp_path / "none")
