@@ -1,8 +1,8 @@
 """Cleaning 200,000 reviews, from frozen bytes to Parquet and PostgreSQL: the embedded engine (Sail) against local Spark on the JVM.
 
 The same code on both, engine start included, each in a warm process of its own (pyspark cannot hold both kinds of session in one). Local
-Spark once as its documentation shows it (`local[*]`) and once tuned for one machine (few shuffle partitions, no UI). The headline is against
-the tuned one. pandas in memory stands beside them: the same rules and outputs without split ledger, account of rows or bound on memory.
+Spark once as its documentation shows it (`local[*]`) and once tuned for one machine (few shuffle partitions, no UI). The headline is
+against the tuned one. pandas in memory stands beside them: the same rules and outputs without split ledger, account or bound on memory.
 NSMC is read where MLOPS_REAL_DATA names it, else generated reviews.
     python benchmarks/cleaning.py [--quick]
 """

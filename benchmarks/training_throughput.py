@@ -2,8 +2,9 @@
 
     python benchmarks/training_throughput.py [--quick]
 
-MLOPS_REAL_DATA gives real reviews; without it they are made up with NSMC's lengths. Model, optimizer, schedule, clipping, precision and order of batches are the same on both
-sides, and that both end with the same weights is asserted first. Timed from the 10th batch to the last of each run.
+MLOPS_REAL_DATA gives real reviews; without it they are made up with NSMC's lengths. Model, optimizer, schedule, clipping, precision and
+order of batches are the same on both sides, and that both end with the same weights is asserted first. Timed from the 10th batch to the last
+of each run.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def plain(net: torch.nn.Module, examples: Clocked, recipe: trainer.Recipe, seed:
 
     torch.manual_seed(seed)
     sampler = trainer.LengthBatches(len(examples), recipe.batch_size, seed, examples.lengths)
-    no_decay = [
-        p for name, p in net.named_parameters() if name.endswith("bias") or "norm" in name.lower() or name.endswith("guess.2.weight")
-    ]
+    no_decay = [p for name, p in net.named_parameters() if name.endswith(("bias", "guess.2.weight")) or "norm" in name.lower()]
     decay = [p for p in net.parameters() if not any(p is other for other in no_decay)]
     groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)

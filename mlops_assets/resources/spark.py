@@ -5,6 +5,7 @@ Belongs here: where a session comes from and where its files may lie. Does not b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class SparkEngine:
                 server.stop()
         else:
             name = "spark.remote" if self.remote.startswith("sc://") else "spark.master"
-            with _session({name: self.remote}) as session:
+            # On one machine, Spark's 200 shuffle partitions would be 200 tiny tasks.
+            local = {"spark.sql.shuffle.partitions": str(os.cpu_count() or 1), "spark.ui.enabled": "false"} if self.sees_local_files else {}
+            with _session({name: self.remote, **local}) as session:
                 yield session
 
 

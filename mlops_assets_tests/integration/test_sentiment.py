@@ -16,6 +16,7 @@ from mlops_assets.ingest.objects import land
 from mlops_assets.sample_data import write_reviews
 from mlops_assets.settings import REPOSITORY
 from mlops_assets.store import ObjectStore
+from mlops_assets_tests.conftest import wait_for
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ def test_reviews_in_a_gated_registered_served_and_traceable_model_out(small, eng
 
     # Served, and every answer can be traced.
     with TestClient(create_app(small, "champion")) as client:
+        wait_for(lambda: client.get("/readyz").is_success, "the champion is served")
         reply = client.post("/predict/sentiment", json={"inputs": ["연기가 훌륭했다", "결말이 지루했다"]})
         assert reply.status_code == 200, reply.text
         answer = reply.json()

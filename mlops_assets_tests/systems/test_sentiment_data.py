@@ -397,7 +397,8 @@ def test_spark_on_the_jvm_writes_the_same_table(version, clean, settings: Settin
         "data.clean(engine, store, manifest, section, spark, Path(sys.argv[1]), max_line_bytes=1 << 20)\n"
     )
     (tmp_path / "jvm").mkdir()
-    environment = {**process_environment(), **settings.environment()}
+    # The embedded session has told this process, by SPARK_* variables, that Spark Connect is what it uses.
+    environment = {k: v for k, v in process_environment().items() if not k.startswith("SPARK_")} | settings.environment()
     command = [sys.executable, "-c", code, str(tmp_path / "jvm"), SECTION.model_dump_json()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
