@@ -59,6 +59,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user."""
     from mlops_assets.database import SchemaTooNew
     from mlops_assets.ingest.objects import LandingError
+    from mlops_assets.lifecycle.dataset import DatasetError
     from mlops_assets.lifecycle.ledger import LedgerError
     from mlops_assets.lifecycle.pipeline import UnknownParameter
     from mlops_assets.lifecycle.report import UnknownMetric
@@ -74,6 +75,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
         KeyProblem,
         SchemaTooNew,
         LandingError,
+        DatasetError,
         FileNotFoundError,
         ValueError,
     )

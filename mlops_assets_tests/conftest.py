@@ -21,6 +21,30 @@ if TYPE_CHECKING:
 share_processors()  # before any test imports torch
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """With MLOPS_REQUIRE_SERVICES=1 (CI) a test that wants a service may not be skipped; one that wants real data may."""
+    report = yield
+    if (
+        report.skipped
+        and os.environ.get("MLOPS_REQUIRE_SERVICES") == "1"
+        and item.get_closest_marker("real_data") is None
+        and "only root" not in str(report.longrepr)
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although MLOPS_REQUIRE_SERVICES=1: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets that MLOPS_REAL_DATA names."""
+    folder = os.environ.get("MLOPS_REAL_DATA")
+    if not folder:
+        pytest.skip("MLOPS_REAL_DATA names no folder of real data sets")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server with the databases `template_mlops` (migrated) and `postgres`; ends with the session."""

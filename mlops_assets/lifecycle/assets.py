@@ -365,9 +365,8 @@ def _value(platform: "Platform", key: dg.AssetKey, partition: str, run_id: str) 
 
 
 def _partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> str:
-    if isinstance(context, dg.AssetExecutionContext):
-        return context.partition_key
-    return str(context.op_execution_context.partition_key)
+    keys: Any = context.op_execution_context if isinstance(context, dg.AssetCheckExecutionContext) else context
+    return str(keys.partition_key)
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,7 +5,8 @@ BEGIN
   RAISE EXCEPTION '% is append-only: % is refused', TG_TABLE_NAME, TG_OP;
 END $$;
 
--- Arrival: one row per (key, etag) that a tick has ever seen. state: pending -> accepted | quarantined, never back.
+-- Arrival: one row per (key, etag) that a tick has ever seen. state: pending -> accepted | quarantined;
+-- only cleaning may move a frozen file between the last two, when the configuration says otherwise than before.
 CREATE TABLE landing_object (
   system text NOT NULL,
   version text NOT NULL,

@@ -53,7 +53,7 @@ class SentimentPredictor:
     def predict(self, text: list[str], return_probs: bool = True) -> list[dict[str, Any]]: ...
 
     def predict(self, text: str | list[str], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
-        """`{"text", "label" (긍정 or 부정), "confidence", "probs"}`; one text gives one, a list a list; no `probs` without `return_probs`."""
+        """`{"text", "label" (긍정 or 부정), "confidence", "probs"}`; one for one text, a list for a list."""
         answers = self._predictor.predict([text] if isinstance(text, str) else text)
         if not return_probs:
             answers = [{name: value for name, value in answer.items() if name != "probs"} for answer in answers]

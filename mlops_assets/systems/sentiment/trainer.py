@@ -63,11 +63,13 @@ class ModelTrainer:
         *,
         settings: Settings | None = None,
         ask: Callable[[str], str] = input,
+        say: Callable[[str], object] = print,
     ) -> None:
         self.settings = settings or load_settings()
         self.interactive = interactive
         self.reset_mlflow = reset_mlflow
         self._ask = ask
+        self._say = say
         path = Path(config_path) if config_path else self.settings.configs / "sentiment.yaml"
         project = {name: value for name, value in (("model", model_name), ("dataset", dataset_name)) if value is not None}
         self._values = merge(read_yaml(path), {"project": project})
@@ -102,7 +104,7 @@ class ModelTrainer:
         platform = pipeline.connect(self.settings)
         if self.reset_mlflow:
             deleted = reset_tracking(platform)
-            print(f"MLflow: {deleted} runs deleted / MLflow 실행 {deleted}개를 삭제하였습니다.")
+            self._say(f"MLflow: {deleted} runs deleted / MLflow 실행 {deleted}개를 삭제하였습니다.")
         version = dataset_version or self._version(platform)
         with self._configured() as settings:
             outcome = run_job(settings, "sentiment_train", partition=version)
@@ -166,15 +168,15 @@ class ModelTrainer:
         from mlops_assets.lifecycle.registrar import Refused, Registrar
 
         if refused is not None:
-            print(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / refused: {refused}")
+            self._say(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / refused: {refused}")
             return
         if not _yes(self._ask("모델을 레지스트리에 등록하시겠습니까? / Register the model? (y/n): ")):
             return
         outcome = run_job(settings, "sentiment_register", partition=version)
         if not outcome.success:
-            print(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / {outcome.reason}")
+            self._say(f"최소값을 넘지 못해 모델 등록에 실패하였습니다. / {outcome.reason}")
             return
-        print("최소값을 넘겨 모델 등록에 성공하였습니다. / registered")
+        self._say("최소값을 넘겨 모델 등록에 성공하였습니다. / registered")
         with platform.engine.connect() as connection:
             value = ledger.get_value(connection, "sentiment/registered_model", version, outcome.run_id)
         assert value is not None
@@ -186,7 +188,7 @@ class ModelTrainer:
             elif choice == "2":
                 registrar.produce(version=value["version"], reason="chosen interactively")
         except Refused as error:
-            print(error)
+            self._say(str(error))
 
 
 def reset_tracking(platform: pipeline.Platform) -> int:
