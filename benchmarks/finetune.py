@@ -4,8 +4,8 @@
 
 Peers, in the same run on the same model, texts and batch size: `Trainer` as its documentation shows it (padded to 128, fp32; goal 10),
 and `Trainer` tuned (grouped by length, padded by the batch, bf16, fused AdamW; goal 1.0, the headline). MLOPS_REAL_DATA gives real reviews
-and the real vocabulary. That padding changes no answer, and bf16 hardly any, is asserted first. Timed from the end of the first step to that
-of the last.
+and the real vocabulary. That padding changes no answer, and bf16 hardly any, is asserted first. Timed from the end of the first
+step to that of the last.
 """
 
 from __future__ import annotations

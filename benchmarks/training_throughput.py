@@ -3,8 +3,8 @@
     python benchmarks/training_throughput.py [--quick]
 
 MLOPS_REAL_DATA gives real reviews; without it they are made up with NSMC's lengths. Model, optimizer, schedule, clipping, precision and
-order of batches are the same on both sides, and that both end with the same weights is asserted first. Timed from the 10th batch to the last
-of each run.
+order of batches are the same on both sides, and that both end with the same weights is asserted first. Timed from the 10th batch to
+the last of each run.
 """
 
 from __future__ import annotations
