@@ -34,7 +34,12 @@ def test_the_definitions_load_nothing_heavy():
 
 
 def test_the_model_server_loads_neither_training_nor_orchestration():
-    loaded = loaded_by("import mlops_assets.serving.app, mlops_assets.serving.text")
+    settings = (
+        "from mlops_assets.settings import load_settings; settings = load_settings(home='/nonexistent', database_url='postgresql:///none')"
+    )
+    loaded = loaded_by(
+        f"{settings}; import mlops_assets.serving.text; from mlops_assets.serving.app import create_app; create_app(settings)"
+    )
     assert "fastapi" in loaded
     assert loaded.isdisjoint({"torch", "transformers", "ultralytics", "dagster", "mlflow", "pandas", "pyspark"})
 
