@@ -1,7 +1,7 @@
 """Texts per second over HTTP, 8 closed-loop clients, a model of KcBERT-base's size, real review lengths.
 
 Peers: `mlflow models serve` as documented (a transformers pipeline), the same tuned (a worker per core, one thread each), and LitServe
-around our own engine and predictor, in the better of two tunings. Every side answers the same texts with the same labels first.
+around our own engine, in the best of three tunings. Every side answers the same texts with the same labels first.
 """
 
 from __future__ import annotations
@@ -124,10 +124,11 @@ def litserve_python() -> str:
 
 
 @contextlib.contextmanager
-def litserve(folder: Path, bundle: Path, workers: int, threads: int) -> Iterator[Side]:
-    port, name = kcbert.free_port(), f"litserve_{workers}x{threads}"
+def litserve(folder: Path, bundle: Path, workers: int, threads: int, batch: int) -> Iterator[Side]:
+    port, name = kcbert.free_port(), f"litserve_{workers}x{threads}_batch{batch}"
     log = folder / f"{name}.log"
-    command = [litserve_python(), str(Path(__file__).with_name("_litserve_server.py")), str(port), str(bundle), str(workers), str(threads)]
+    script = str(Path(__file__).with_name("_litserve_server.py"))
+    command = [litserve_python(), script, *map(str, (port, bundle, workers, threads, batch))]
     with kcbert.process(command, log, PYTHONPATH=str(kcbert.REPOSITORY)) as child:
         kcbert.first_answer(f"http://127.0.0.1:{port}/predict", bodies_of(["좋다"])[0], 180, log, child)
         yield Side(name, port, "/predict", lambda a: a["predictions"][0]["label"])
@@ -147,8 +148,9 @@ def main() -> None:
         sides = [stack.enter_context(ours(folder, bundle)), stack.enter_context(mlflow_serve(folder, model, tuned=False))]
         if not quick:
             sides.append(stack.enter_context(mlflow_serve(folder, model, tuned=True)))
-            sides.append(stack.enter_context(litserve(folder, bundle, 2, 1)))
-        sides.append(stack.enter_context(litserve(folder, bundle, 1, os.cpu_count() or 1)))
+            sides.append(stack.enter_context(litserve(folder, bundle, 1, os.cpu_count() or 1, 8)))
+            sides.append(stack.enter_context(litserve(folder, bundle, os.cpu_count() or 1, 1, 4)))
+        sides.append(stack.enter_context(litserve(folder, bundle, os.cpu_count() or 1, 1, 1)))
         sure = [text for text in texts[: 2 * checked] if confidence(sides[0], text) >= CLEAR][:checked]
         expected = labels_of(sides[0], sure)
         assert len(set(expected)) == 2, "the model tells nothing apart: equal labels would mean nothing"

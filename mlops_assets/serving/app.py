@@ -35,7 +35,7 @@ class Server:
         self.channel: Channel = channel
         self.metrics = ServerMetrics(channel)
         self.engine = database.connect(settings.require("database_url"))
-        self.batcher = Batcher(on_round=self.metrics.round)
+        self.batcher = Batcher(settings.threads, on_round=self.metrics.round)
         self.answers = AnswerLog(self.engine, settings.home / "serving" / channel / "answers.jsonl", on_lost=self.metrics.lost)
         self.follower = Follower(
             settings,

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlops.serving")
 
+#: Of each model: the server runs as many rounds side by side as it has processors (see `batching.py`).
+THREADS = 1
 #: Versions asked for by name that stay loaded, per system.
 NAMED_RESIDENT = 2
 #: Refusals that GET /models remembers, per system.
@@ -104,7 +106,6 @@ class ModelHost:
         store: ObjectStore,
         public_keys: Path,
         folder: Path,
-        threads: int,
         resident_previous: int = 1,
         load_seconds: float = loading.LOAD_SECONDS,
         on_swap: Callable[[Model, Promotion], None] | None = None,
@@ -121,7 +122,6 @@ class ModelHost:
         self._public_keys = public_keys
         self._bundles = folder / "bundles"
         self._state_file = folder / "state.json"
-        self._threads = threads
         self._resident_previous = resident_previous
         self._load_seconds = load_seconds
         self._on_swap = on_swap
@@ -269,8 +269,8 @@ class ModelHost:
             folder = self._fetch(receipt)
             tried = self._bundles / f"{digest}.tried"
             if not tried.exists() or tried.read_text(encoding="utf-8") != loading.engine_version():
-                loading.try_in_child(folder, self.system, self._threads, self._load_seconds)
-            predictor = loading.load(folder, self.system, self._threads)
+                loading.try_in_child(folder, self.system, THREADS, self._load_seconds)
+            predictor = loading.load(folder, self.system, THREADS)
             tried.write_text(loading.engine_version(), encoding="utf-8")
         finally:
             self._opening.remove(digest)
@@ -514,7 +514,6 @@ class Follower:
                     store=self._store,
                     public_keys=self._settings.public_keys_path,
                     folder=self._folder / system,
-                    threads=self._settings.threads,
                     resident_previous=self._settings.resident_previous,
                     load_seconds=self._load_seconds,
                     on_swap=self._on_swap,

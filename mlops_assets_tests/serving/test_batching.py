@@ -43,9 +43,10 @@ def run(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario, 60))
 
 
-def test_everyone_gets_their_own_answers_from_shared_rounds() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_everyone_gets_their_own_answers_from_shared_rounds(threads: int) -> None:
     async def scenario() -> None:
-        batcher, echo = Batcher(), Echo()
+        batcher, echo = Batcher(threads), Echo()
         requests = [[f"{client}.{i}" for i in range(client % 5 + 1)] for client in range(50)]
         answers = await asyncio.gather(*(batcher.predict(echo, request) for request in requests))
         assert [texts(a) for a in answers] == requests
@@ -110,13 +111,27 @@ def test_too_much_at_once_is_refused_and_the_rest_is_answered() -> None:
     async def scenario() -> None:
         batcher, echo = Batcher(max_waiting=10), Echo()
         echo.hold.clear()
-        accepted = asyncio.create_task(batcher.predict(echo, list(range(10))))
+        running = asyncio.create_task(batcher.predict(echo, ["running"]))
         await asyncio.to_thread(echo.entered.wait, 30)
+        accepted = asyncio.create_task(batcher.predict(echo, list(range(10))))
+        await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await batcher.predict(echo, ["one more"])
         echo.hold.set()
+        assert texts(await running) == ["running"]
         assert texts(await accepted) == list(range(10))
         assert texts(await batcher.predict(echo, ["one more"])) == ["one more"]
+        batcher.close()
+
+    run(scenario())
+
+
+def test_a_long_request_is_answered_by_all_threads_in_order() -> None:
+    async def scenario() -> None:
+        batcher, echo = Batcher(3), Echo()
+        answers = await asyncio.gather(*(batcher.predict(echo, list(range(n, n + 400))) for n in range(5)))
+        assert [texts(a) for a in answers] == [list(range(n, n + 400)) for n in range(5)]
+        assert batcher.waiting == 0
         batcher.close()
 
     run(scenario())

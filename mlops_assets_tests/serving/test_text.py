@@ -6,10 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlops_assets.lifecycle.bundle import BadBundle
 from mlops_assets.serving import loading
-from mlops_assets.serving.text import BATCH_TEXTS, MAX_CHARACTERS, MAX_TEXTS, BadInput, load_text_predictor
+from mlops_assets.serving.text import (
+    BATCH_COST,
+    BATCH_TEXTS,
+    BATCH_TOKENS,
+    MAX_CHARACTERS,
+    MAX_TEXTS,
+    BadInput,
+    _micro_batches,
+    load_text_predictor,
+)
 from mlops_assets_tests.serving.bundles import make_bundle, probabilities
 
 TEXTS = ["좋은 영화", "별로", "최고 최고 영화", "영화 " * 100 + "나쁜", "모르는 말", "나쁜 영화 나쁜 영화"]
@@ -32,6 +43,15 @@ def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     alone = {text: predictor.predict([text])[0]["probs"]["긍정"] for text in TEXTS}
     for text, answer in zip(many, predictor.predict(many), strict=True):
         assert answer["probs"]["긍정"] == pytest.approx(alone[text], abs=1e-6)
+
+
+@given(st.lists(st.integers(1, 64), max_size=200))
+def test_micro_batches_hold_every_text_once_and_pad_no_more_than_they_save(lengths: list[int]) -> None:
+    batches = list(_micro_batches(lengths))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    costs = [BATCH_COST + len(batch) * max(lengths[row] for row in batch) for batch in batches]
+    assert all(len(batch) <= BATCH_TEXTS and cost - BATCH_COST <= BATCH_TOKENS for batch, cost in zip(batches, costs, strict=True))
+    assert sum(costs) <= sum(lengths) + BATCH_COST * len(lengths), "dearer than one by one"
 
 
 def test_calibration_softens_the_answer_and_not_the_logits(tmp_path: Path) -> None:
