@@ -147,21 +147,22 @@ class _Half:
             self.put_value(context, "evaluation_report", {"attempt_id": attempt_id, "report_id": done.report_id})
             report = done.report
             links = pipeline.save_pictures(platform.store, report.sha256, done.evaluation.pictures)
+            # What people look for first stands first: figures, pictures, the champion; digests last.
             metadata: dict[str, Any] = {
-                "report": done.report_id,
-                "attempt": attempt_id,
                 "dataset_version": report.dataset_version,
+                **_metrics(report.metrics),
+                **_comparison(report),
+                **_pictures(done.evaluation.pictures),
+                "slices": _table([{"slice": name, **values} for name, values in report.slices.items()]),
+                **{title: _table(rows) for title, rows in report.tables.items() if rows},
+                "picture_files": dg.MetadataValue.json(links),
+                "dagster/row_count": report.rows,
+                "attempt": attempt_id,
+                "report": done.report_id,
                 "manifest_sha256": report.manifest_sha256,
                 "bundle_sha256": report.bundle_sha256,
                 "holdout_sha256": report.holdout_sha256,
                 "git_commit": git_commit(),
-                "dagster/row_count": report.rows,
-                **_metrics(report.metrics),
-                **_comparison(report),
-                **{title: _table(rows) for title, rows in report.tables.items() if rows},
-                "slices": _table([{"slice": name, **values} for name, values in report.slices.items()]),
-                **_pictures(done.evaluation.pictures),
-                "picture_files": dg.MetadataValue.json(links),
             }
             return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.sha256))
 
