@@ -139,7 +139,7 @@ def up(
 
     code = run(load_settings(), demo=demo, data=data, exit_when_done=exit_when_done)
     if code:
-        raise Stop(code, "the platform did not start or did not end cleanly: see the lines above")
+        raise Stop(code, "the platform did not start, did not end cleanly, or a landed version has no verdict: see the lines above")
 
 
 @app.command
