@@ -20,7 +20,7 @@ class Api(litserve.LitAPI):
 
     def setup(self, device):  # type: ignore[no-untyped-def]
         self.predictor: TextPredictor = load_text_predictor(Path(self.bundle), self.threads)
-        self.predictor.warm_up()
+        self.predictor.predict(["따뜻하게"] * 8)
 
     def decode_request(self, request):  # type: ignore[no-untyped-def]
         return request["inputs"][0]

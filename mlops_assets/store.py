@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,20 +41,25 @@ class ObjectStore:
     """
 
     def __init__(self, url: str, endpoint_url: str | None = None) -> None:
-        from obstore.store import LocalStore, S3Store
-
         self.url = url.rstrip("/")
+        self._endpoint_url = endpoint_url
         self.local_root: Path | None = None
-        self._store: AnyStore
         if url.startswith("file://"):
             self.local_root = Path(url.removeprefix("file://"))
             self.local_root.mkdir(parents=True, exist_ok=True)
-            self._store = LocalStore(self.local_root, mkdir=True)
-        else:
-            options: dict[str, Any] = {"endpoint": endpoint_url, "virtual_hosted_style_request": False} if endpoint_url else {}
-            if endpoint_url and endpoint_url.startswith("http://"):
-                options["client_options"] = {"allow_http": True}
-            self._store = S3Store.from_url(url, **options)
+
+    @cached_property
+    def _store(self) -> AnyStore:
+        """Made on first use: a server that finds its bundles on disk never needs it."""
+        from obstore.store import LocalStore, S3Store
+
+        if self.local_root is not None:
+            return LocalStore(self.local_root, mkdir=True)
+        endpoint = self._endpoint_url
+        options: dict[str, Any] = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
+        if endpoint and endpoint.startswith("http://"):
+            options["client_options"] = {"allow_http": True}
+        return S3Store.from_url(self.url, **options)
 
     @classmethod
     def of(cls, settings: Settings) -> ObjectStore:
@@ -154,5 +160,8 @@ def _info(meta: Any) -> ObjectInfo:
 
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1024**2))  # large pieces: the interpreter's lock is fought over once per piece
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()

@@ -42,12 +42,13 @@ class AnswerLog:
     """Append-only and asynchronous. `record` never blocks and never raises.
 
     Args:
+        connect: gives the engine; called when there is something to write.
         spool: the file for the time that the database is away.
         on_lost: called with how many rows could be kept nowhere.
     """
 
-    def __init__(self, engine: Engine, spool: Path, on_lost: Callable[[int], None] | None = None) -> None:
-        self._engine = engine
+    def __init__(self, connect: Callable[[], Engine], spool: Path, on_lost: Callable[[int], None] | None = None) -> None:
+        self._connect = connect
         self._spool = spool
         self._on_lost = on_lost
         self._rows: list[Answer] = []
@@ -116,7 +117,7 @@ class AnswerLog:
             "CAST(:e AS integer[]), CAST(:f AS timestamptz[])) ON CONFLICT DO NOTHING"
         )
         columns = [list(column) for column in zip(*rows, strict=True)]
-        with self._engine.begin() as connection:
+        with self._connect().begin() as connection:
             connection.execute(sql, dict(zip("abcdef", columns, strict=True)))
 
     def _to_disk(self, rows: Sequence[Answer]) -> None:

@@ -6,9 +6,11 @@ The web framework is imported late: the first models load while Python reads it.
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,21 +22,26 @@ from mlops_assets.serving.models import Follower
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from sqlalchemy import Engine
 
     from mlops_assets.lifecycle.promotion import Channel
     from mlops_assets.settings import Settings
+
+
+#: glibc's mallopt parameter of that name.
+M_ARENA_MAX = -8
 
 
 class Server:
     """What the routes share."""
 
     def __init__(self, settings: Settings, channel: Channel, load_seconds: float = LOAD_SECONDS) -> None:
-        from mlops_assets import database
-
         self.settings = settings
         self.channel: Channel = channel
         self.metrics = ServerMetrics(channel)
-        self.engine = database.connect(settings.require("database_url"))
+        self._database_url = settings.require("database_url")
+        self._engine: Engine | None = None
+        self._engine_lock = threading.Lock()
         self.batcher = Batcher(settings.threads, on_round=self.metrics.round)
         self.answers = AnswerLog(self.engine, settings.home / "serving" / channel / "answers.jsonl", on_lost=self.metrics.lost)
         self.follower = Follower(
@@ -46,6 +53,15 @@ class Server:
             on_refusal=lambda system, refusal: self.metrics.refused(system, refusal.code),
         )
 
+    def engine(self) -> Engine:
+        """The ledger's database. Made on first use: its driver is read while what was served before answers already."""
+        from mlops_assets import database
+
+        with self._engine_lock:
+            if self._engine is None:
+                self._engine = database.connect(self._database_url)
+            return self._engine
+
     def start(self) -> None:
         self.follower.start()
         self.answers.start()
@@ -54,7 +70,7 @@ class Server:
         self.follower.stop()
         self.batcher.close()
         self.answers.stop()
-        self.engine.dispose()
+        self.engine().dispose()
 
 
 def create_app(settings: Settings, channel: Channel = "champion", *, load_seconds: float = LOAD_SECONDS) -> FastAPI:
@@ -82,14 +98,24 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
     except OSError as error:
         listener.close()
         raise PortTaken(f"{settings.host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port") from None
+    _few_heaps()
     server = Server(settings, channel)
-    server.follower.start()
+    server.follower.restore()
     import uvicorn
 
     from mlops_assets.serving.routes import build
 
-    config = uvicorn.Config(build(server), loop="uvloop", http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=10)
+    app = build(server)
+    config = uvicorn.Config(
+        app, loop="uvloop", http="httptools", ws="none", access_log=False, log_config=None, timeout_graceful_shutdown=10
+    )
     # uvicorn shuts down on both signals and then raises them again: that second time must end the process cleanly, not kill it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _few_heaps() -> None:
+    """glibc gives nearly every thread a heap of its own, and each keeps what was freed in it: tens of megabytes with our few threads."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

@@ -1,4 +1,4 @@
-"""From a verified bundle folder to something that answers: load, check labels, predict the golden samples, warm up.
+"""From a verified bundle folder to something that answers: load, check labels, predict the golden samples.
 
 The first load of a bundle happens in a child process under a time limit (`try_in_child`): a model that hangs, crashes or eats its way
 through the memory takes the child with it, not the server. Belongs here: what makes a bundle fit to serve. Does not belong here: which
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from mlops_assets.lifecycle.bundle import BadBundle
 from mlops_assets.settings import REPOSITORY, process_environment
 
-#: A bundle that has not loaded, answered and warmed up by then is given up.
+#: A bundle that has not loaded, answered by then is given up.
 LOAD_SECONDS = 60.0
 
 
@@ -36,8 +36,6 @@ class Predictor(Protocol):
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """One answer per input, in order, each with `label`, `confidence` and `probs`."""
 
-    def warm_up(self) -> None: ...
-
 
 def _text(folder: Path, threads: int) -> Predictor:
     from mlops_assets.serving.text import load_text_predictor
@@ -50,7 +48,7 @@ KINDS: dict[str, Callable[[Path, int], Predictor]] = {"text-classification": _te
 
 
 def load(folder: Path, system: str, threads: int) -> Predictor:
-    """A predictor that has answered the golden samples and is warm. The bundle's digest is the caller's to check.
+    """A predictor that has answered the golden samples, and is warm by that. The bundle's digest is the caller's to check.
 
     Raises:
         BadBundle: `missing_file`, `bad_format`, `other_system`, `wrong_labels`, `bad_model`, `golden`.
@@ -71,7 +69,6 @@ def load(folder: Path, system: str, threads: int) -> Predictor:
     try:
         predictor = loader(folder, threads)
         check_golden(predictor, _read(folder, "golden.json"))
-        predictor.warm_up()
     except BadBundle:
         raise
     except Exception as error:  # the engine raises its own types; whatever it says, this bundle cannot be served
@@ -123,7 +120,7 @@ def try_in_child(folder: Path, system: str, threads: int, seconds: float = LOAD_
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise BadBundle("hangs", f"it did not load, answer and warm up within {seconds:g} s") from None
+        raise BadBundle("hangs", f"it did not load and answer within {seconds:g} s") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

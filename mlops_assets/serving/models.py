@@ -452,14 +452,15 @@ class ModelHost:
 class Follower:
     """Keeps the hosts of one server in step with the ledger: told by NOTIFY, and looking every `poll_seconds` in any case.
 
-    The database may be away at the start or go away later: what is served stays, and the follower comes back by itself.
+    A restarted server answers at once with what it served before, verified again, and asks the ledger then. The database may be away at the
+    start or go away later: what is served stays, and the follower comes back by itself.
     """
 
     def __init__(
         self,
         settings: Settings,
         channel: ledger.Channel,
-        engine: Engine,
+        connect: Callable[[], Engine],
         *,
         load_seconds: float = loading.LOAD_SECONDS,
         on_swap: Callable[[Model, Promotion], None] | None = None,
@@ -471,7 +472,7 @@ class Follower:
         self.away_since: str | None = None
         self.away_reason: str | None = None
         self._settings = settings
-        self._engine = engine
+        self._connect = connect
         self._folder = settings.home / "serving" / channel
         self._store = ObjectStore.of(settings)
         self._load_seconds = load_seconds
@@ -482,15 +483,21 @@ class Follower:
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._restorer = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._preloader = threading.Thread(target=self._preload, name="preload", daemon=True)
         configured = {p.stem for p in settings.configs.glob("*.yaml")} - {"base"}
         remembered = {p.parent.name for p in self._folder.glob("*/state.json")}
         self.known = configured | remembered
 
+    def restore(self) -> None:
+        """Begin to load what was served before, from the disk."""
+        self._restorer.start()
+
     def start(self) -> None:
-        """Begin to follow; harmless when begun already."""
-        if self._thread.ident is None:
-            self._thread.start()
+        """Begin to follow the ledger, once what was served before is back."""
+        if self._restorer.ident is None:
+            self.restore()
+        self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -545,7 +552,7 @@ class Follower:
         """Look again, also at what was refused; returns when the load that follows has ended. Blocks: call it on a thread."""
         host = self.make_host(system)
         host.retry()
-        with self._engine.connect() as connection:
+        with self._connect().connect() as connection:
             self.check(connection)
         host.wait(self._load_seconds + 30)
 
@@ -554,10 +561,11 @@ class Follower:
         return {"channel": self.channel, "ledger": ledger_state}
 
     def _run(self) -> None:
+        self._restorer.join()
         failures = 0
         while not self._stop.is_set():
             try:
-                with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                with self._connect().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                     self._follow(connection)
                     failures = 0
             except Exception as error:  # the driver, the pool and the network each have their own; the thread must outlive them all
@@ -578,15 +586,15 @@ class Follower:
             if not self._looked.is_set():
                 for host in self._hosts.values():
                     host.wait(self._load_seconds + 30)
-                self._restore()
                 self._looked.set()
+                _give_memory_back()
                 self._preloader.start()
             for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
                 pass
 
     def _preload(self) -> None:
         try:
-            with self._engine.connect() as connection:
+            with self._connect().connect() as connection:
                 for host in list(self._hosts.values()):
                     host.preload_previous(connection)
         except Exception as error:
@@ -601,11 +609,13 @@ class Follower:
         self._looked.set()
 
     def _restore(self) -> None:
-        """Whatever serves nothing serves what it last served."""
-        for path in sorted(self._folder.glob("*/state.json")):
-            host = self.make_host(path.parent.name)
-            if host.current is None and host.restore():
-                log.warning("%s: serving v%s from the disk", host.system, host.current.version if host.current else "?")
+        """What was served last is served again, each system by a thread of its own: it is half reading and hashing."""
+        names = sorted(path.parent.name for path in self._folder.glob("*/state.json"))
+        threads = [threading.Thread(target=self.make_host(name).restore, name=f"restore-{name}", daemon=True) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
 def _give_memory_back() -> None:

@@ -86,7 +86,7 @@ class Routes:
             host = host or self.server.follower.make_host(system)
             try:
                 resident = host.loaded(int(version))
-                return resident if resident is not None else await asyncio.to_thread(host.named, int(version), self.server.engine)
+                return resident if resident is not None else await asyncio.to_thread(host.named, int(version), self.server.engine())
             except VersionUnavailable as error:
                 raise errors.of_version(error, system) from None
         if host is None or host.current is None:

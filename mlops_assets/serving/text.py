@@ -128,11 +128,6 @@ class TextPredictor:
             answers.append({"text": text, "label": self.labels[best], "confidence": row[best], "probs": probs})
         return answers
 
-    def warm_up(self) -> None:
-        """Run the shapes that users will, so that the first of them does not pay for memory and kernels."""
-        for tokens in (8, self.max_length):
-            self._run([[self._pad] * min(tokens, self.max_length)])
-
     def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """Logits of one micro-batch of token ids."""
         longest = max(len(ids) for ids in encoded)

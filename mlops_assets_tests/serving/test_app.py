@@ -138,7 +138,7 @@ def test_every_answer_is_recorded(server: Running, engine: Engine) -> None:
 def test_answers_wait_on_the_disk_for_the_database(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     spool = tmp_path / "answers.jsonl"
     lost: list[int] = []
-    recorder = AnswerLog(engine, spool, on_lost=lost.append)
+    recorder = AnswerLog(lambda: engine, spool, on_lost=lost.append)
     with database_away(str(settings.database_url)):
         for number in range(2500):
             recorder.record(Answer(f"r{number}", "sentiment", 1, "b", 1, "2026-01-01T00:00:00+00:00"))
@@ -147,7 +147,7 @@ def test_answers_wait_on_the_disk_for_the_database(engine: Engine, settings: Set
     # Another process after a kill: the file's last line was cut off, and half of it had been written to the database before.
     with spool.open("a") as file:
         file.write('["cut of')
-    again = AnswerLog(engine, spool)
+    again = AnswerLog(lambda: engine, spool)
     again._insert([Answer(f"r{n}", "sentiment", 1, "b", 1, "2026-01-01T00:00:00+00:00") for n in range(1000)])
     again.flush()
     with engine.connect() as connection:

@@ -24,8 +24,6 @@ class Echo:
 
     def check(self, inputs: list[Any]) -> None: ...
 
-    def warm_up(self) -> None: ...
-
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         self.entered.set()
         assert self.hold.wait(30)
