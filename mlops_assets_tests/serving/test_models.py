@@ -118,6 +118,22 @@ def test_a_forged_promotion_is_never_served(world: World, settings: Settings, en
         assert positive(server) == pytest.approx(probabilities("좋은 영화", 1.0)[1], abs=1e-5)
 
 
+def test_a_restarted_server_answers_with_the_last_good_model_when_the_newest_is_bad(
+    world: World, settings: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
+    first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
+    promote(world, first)
+    with running(settings) as server:
+        server.serves(first)
+    promote(world, second)
+    for info in list(store.list(f"bundles/{_bundle(world, second)}")):
+        store.put(info.key, b"not what was registered")
+    with running(settings) as server:
+        assert server.predict("좋은 영화").headers["X-Model-Version"] == str(first)
+        server.refused("wrong_digest")
+        assert server.version() == first
+
+
 def test_starts_from_the_disk_when_the_database_is_away(world: World, settings: Settings, tmp_path: Path) -> None:
     first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
     promote(world, first)
