@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 LABELS = ["부정", "긍정"]
 MAX_LENGTH = 64
-SERVE = "from mlops_assets.settings import load_settings; from mlops_assets.serving.app import serve; serve(load_settings())"
 
 
 # --- the model ------------------------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[s
 def our_server(settings: Any) -> Iterator[subprocess.Popen[bytes]]:
     log = settings.home / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with process([sys.executable, "-c", SERVE], log, **settings.environment(), PYTHONPATH=str(REPOSITORY)) as child:
+    with process([sys.executable, "-m", "mlops_assets.cli", "serve"], log, **settings.environment(), PYTHONPATH=str(REPOSITORY)) as child:
         yield child
 
 
@@ -211,6 +212,13 @@ def first_answer(url: str, body: bytes, seconds: float, log: Path, child: subpro
             return json.loads(answer.read())
         time.sleep(0.01)
     raise RuntimeError(f"{url} did not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+def until_idle(process: psutil.Process, seconds: float = 30) -> None:
+    """Until it has used next to no processor time for half a second."""
+    deadline = time.monotonic() + seconds
+    while process.cpu_percent(0.5) > 4 and time.monotonic() < deadline:
+        pass
 
 
 # --- closed-loop clients --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from nacl.signing import SigningKey, VerifyKey
 
     from mlops_assets.settings import Settings
 
@@ -28,15 +28,15 @@ class KeyProblem(RuntimeError):
 
 @dataclass(frozen=True)
 class Signer:
-    key: Ed25519PrivateKey
+    key: SigningKey
     key_id: str
 
     def sign(self, payload: str) -> str:
-        return base64.b64encode(self.key.sign(payload.encode())).decode()
+        return base64.b64encode(self.key.sign(payload.encode()).signature).decode()
 
 
-def _key_id(public: Ed25519PublicKey) -> str:
-    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
+def _key_id(public: VerifyKey) -> str:
+    return hashlib.sha256(bytes(public)).hexdigest()[:16]
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
@@ -53,14 +53,14 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 def rotate_key(settings: Settings) -> str:
     """Make a new signing key; the old public half stays, so that what it signed still verifies. Returns the new key id."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from nacl.signing import SigningKey
 
-    key = Ed25519PrivateKey.generate()
-    public = key.public_key()
+    key = SigningKey.generate()
+    public = key.verify_key
     # The public half first: a signature must never exist before what verifies it.
-    _write(settings.public_keys_path / f"{_key_id(public)}.pub", public.public_bytes_raw().hex().encode(), 0o644)
+    _write(settings.public_keys_path / f"{_key_id(public)}.pub", bytes(public).hex().encode(), 0o644)
     settings.signing_key_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(settings.signing_key_path, key.private_bytes_raw().hex().encode(), 0o600)
+    _write(settings.signing_key_path, bytes(key).hex().encode(), 0o600)
     return _key_id(public)
 
 
@@ -75,7 +75,7 @@ def load_signer(settings: Settings) -> Signer:
     Raises:
         KeyProblem: no key, not a key, or others may read it.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from nacl.signing import SigningKey
 
     path = settings.signing_key_path
     if not path.exists():
@@ -83,22 +83,22 @@ def load_signer(settings: Settings) -> Signer:
     if path.stat().st_mode & 0o077:
         raise KeyProblem(f"{path} can be read by others: run `chmod 600 {path}`, then `mlops doctor --rotate-key` if it was exposed")
     try:
-        key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip()))
+        key = SigningKey(bytes.fromhex(path.read_text().strip()))
     except ValueError as error:
         raise KeyProblem(f"{path} holds no Ed25519 key ({error}): restore it, or make a new one with `mlops doctor --rotate-key`") from None
-    return Signer(key, _key_id(key.public_key()))
+    return Signer(key, _key_id(key.verify_key))
 
 
 def verify(payload: str, signature: str, key_id: str, public_keys: Path) -> None:
     """Raises BadSignature unless `signature` over `payload` was made by the key `key_id` whose public half is in `public_keys`."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from nacl.exceptions import BadSignatureError
+    from nacl.signing import VerifyKey
 
     path = public_keys / f"{key_id}.pub"
     if not key_id.isalnum() or not path.exists():
         raise BadSignature(f"signed by the key {key_id!r}, which is not in {public_keys}")
-    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(path.read_text().strip()))
+    public = VerifyKey(bytes.fromhex(path.read_text().strip()))
     try:
-        public.verify(base64.b64decode(signature, validate=True), payload.encode())
-    except (InvalidSignature, ValueError):
+        public.verify(payload.encode(), base64.b64decode(signature, validate=True))
+    except (BadSignatureError, ValueError):
         raise BadSignature(f"the signature does not belong to the row (key {key_id})") from None
