@@ -180,9 +180,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: Sequence[str], log: Path, **environment: str | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process; a variable that is None is taken out of its environment."""
+    variables = {name: value for name, value in (os.environ | environment).items() if value is not None}
     with log.open("wb") as file:
-        child = subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(command, env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             yield child
         finally:

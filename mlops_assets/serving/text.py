@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 10_000
 #: Most texts of one HTTP request.
 MAX_TEXTS = 1_000
-#: What starting a micro-batch costs, in tokens' worth of work: shorter texts are padded to longer ones only where that is cheaper.
-BATCH_COST = 14
-#: A micro-batch holds at most this many tokens, padding included: beyond it the activations leave the processor's cache.
-BATCH_TOKENS = 1_024
-#: ... and at most this many texts, so that nobody waits long behind another's batch.
-BATCH_TEXTS = 64
+#: A micro-batch holds at most this many tokens: enough to keep the processor's units busy, few enough to stay in its cache.
+BATCH_TOKENS = 128
 
 
 class BadInput(ValueError):
@@ -140,23 +136,15 @@ class TextPredictor:
 
 
 def _micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, cut where it costs least: padding costs as much as words do, a batch of its own BATCH_COST.
-
-    `cheapest[i]` is the least cost of the i shortest texts; `first[i]` is where the batch that ends with the i-th begins.
-    """
-    rows = sorted(range(len(lengths)), key=lengths.__getitem__)
-    cheapest, first = [0], [0]
-    for end in range(1, len(rows) + 1):
-        longest = lengths[rows[end - 1]]
-        widest = max(1, min(end, BATCH_TEXTS, BATCH_TOKENS // max(1, longest)))
-        options = ((cheapest[end - size] + BATCH_COST + size * longest, end - size) for size in range(1, widest + 1))
-        cost, start = min(options)
-        cheapest.append(cost)
-        first.append(start)
-    end = len(rows)
-    while end:
-        yield rows[first[end] : end]
-        end = first[end]
+    """Row numbers in batches of like length, BATCH_TOKENS at most with padding. BERT's graph computes no padding, others may."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def open_session(model: Path, threads: int) -> InferenceSession:
