@@ -76,7 +76,9 @@ def peer(net: torch.nn.Module, rows: list[list[int]], steps: int, *, tuned: bool
         ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in batch])
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.tensor([row["labels"] for row in batch])}
 
-    chosen: dict[str, Any] = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"} if tuned else {}
+    chosen: dict[str, Any] = (
+        {"bf16": trainer.has_bf16(), "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"} if tuned else {}
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(
             model=net,
@@ -145,7 +147,7 @@ def main() -> None:
     load = pressure()
     threads = load_settings().threads
     torch.set_num_threads(threads)
-    steps, documented_steps, rounds = (6, 2, 1) if arguments.quick else (40, 4, 2)
+    steps, documented_steps, rounds = (6, 2, 1) if arguments.quick else (16, 3, 2)
     tokenizer = text.wordpiece(vocabulary(), lowercase=False)
     texts = reviews(max(steps, documented_steps) * BATCH)
     examples = text.TextExamples(tokenizer, texts, [len(t) % 2 for t in texts], LENGTH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -47,21 +48,31 @@ def run(script: Path, *, quick: bool) -> dict[str, Any] | None:
         return None
 
 
+def processor() -> str:
+    """What decides most figures: the processor, and which instructions for int8 and bf16 it has."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    has = [flag for flag in wanted if flag in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(has)}), {os.cpu_count()} processors"
+
+
 def table(figures: list[dict[str, Any]], *, quick: bool) -> str:
+    shown = ("name", "ours", "peer", "ratio", "goal", "noisy")
     head = [
         "# Figures",
         "",
-        f"Measured {datetime.now(UTC):%F %H:%M} UTC, commit `{git_commit()}`, {platform.machine()}, Python {platform.python_version()}"
+        f"Measured {datetime.now(UTC):%F %H:%M} UTC, commit `{git_commit()}`, {processor()}, Python {platform.python_version()}"
         + (", quick" if quick else "")
         + ". Each ratio is ours over a named peer in the same run; see the script of that name.",
         "",
-        "| figure | ours | peer | ratio | goal | |",
+        "| figure | ours | peer | ratio | goal | more |",
         "|---|---|---|---|---|---|",
     ]
-    rows = [
-        f"| {f['name']} | {f['ours']:g} | {f['peer']:g} | {f['ratio']:g} | {f['goal']:g} | {'noisy machine' if f.get('noisy') else ''} |"
-        for f in figures
-    ]
+    rows = []
+    for f in figures:
+        more = [*(["noisy machine"] if f.get("noisy") else []), *(f"{name} {value}" for name, value in f.items() if name not in shown)]
+        rows.append(f"| {f['name']} | {f['ours']:g} | {f['peer']:g} | {f['ratio']:g} | {f['goal']:g} | {', '.join(more)} |")
     return "\n".join([*head, *rows, ""])
 
 
