@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.dagster_api import graphql
+from mlops_assets.dagster_api import FINISHED, graphql
 from mlops_assets.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -80,6 +80,14 @@ class Demo:
     @property
     def done(self) -> bool:
         return all(landing.outcome for landing in self.landings)
+
+    def finished(self) -> bool:
+        """Every landing has its end, and so has every run over it: stopping now cuts nothing off. Asks once a second."""
+        now = time.monotonic()
+        if not self.done or now < self._next:
+            return False
+        self._next = now + 1.0
+        return not any(run["status"] not in FINISHED for landing in self.landings for run in self._runs(landing))
 
     @property
     def failed(self) -> bool:
@@ -206,12 +214,8 @@ class Demo:
 
     def _watch_runs(self, landing: Landing) -> None:
         """A run that broke (not: was refused) leaves no verdict; say so when nothing works on the version any more."""
-        try:
-            data = graphql(self._settings.require("dagster_url"), _RUNS, {"version": landing.version}, timeout=2)
-        except OSError:
-            return
-        runs = data["runsOrError"].get("results", [])
-        if not runs or any(run["status"] not in ("FAILURE", "CANCELED", "SUCCESS") for run in runs):
+        runs = self._runs(landing)
+        if not runs or any(run["status"] not in FINISHED for run in runs):
             landing.idle_since = None
             return
         landing.idle_since = landing.idle_since or time.monotonic()
@@ -219,6 +223,14 @@ class Demo:
             broken = runs[0]
             link = f"{self._settings.dagster_url}/runs/{broken['runId']}"
             self._end(landing, "failed", f"its run ended as {broken['status']} without a verdict: {link}")
+
+    def _runs(self, landing: Landing) -> list[dict[str, Any]]:
+        """The latest runs over the version; none while Dagster does not answer."""
+        try:
+            data = graphql(self._settings.require("dagster_url"), _RUNS, {"version": landing.version}, timeout=2)
+        except OSError:
+            return []
+        return list(data["runsOrError"].get("results", []))
 
 
 _RUNS = """query Runs($version: String!) { runsOrError(filter: {tags: [{key: "dagster/partition", value: $version}]}, limit: 10) {

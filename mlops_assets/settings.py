@@ -240,6 +240,8 @@ class ProjectSection(Strict):
     dataset: str
     model: str
     seed: int = 42
+    scenario: tuple[str, ...] = ()
+    """Of a system with several models: those that a new dataset version trains; empty: all."""
 
 
 class SystemConfig(Strict):

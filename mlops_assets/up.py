@@ -86,7 +86,7 @@ def _run(settings: Settings, voice: Voice, asked: Asked, *, demo: bool, data: Pa
             voice.addresses(platform, f"the platform is up after {time.monotonic() - begun:.0f} s (준비되었습니다)")
         if follower is not None and not asked.stop():
             follower.begin(platform.settings, platform.environment, voice.say)
-        while not asked.stop() and not (exit_when_done and (follower is None or follower.done)):
+        while not asked.stop() and not (exit_when_done and (follower is None or follower.finished())):
             platform.tick()
             if follower is not None and follower.tick():
                 voice.addresses(platform, f"every landed version has its end after {time.monotonic() - begun:.0f} s", follower.next_step)

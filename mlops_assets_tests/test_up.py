@@ -8,121 +8,31 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from mlops_assets import dagster_api, up
 from mlops_assets.dagster_api import graphql
 from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings
-from mlops_assets.supervise import marked
+from mlops_assets_tests.running_platform import Running, running_platform, until
 
 SERVICES = ("code", "mlflow", "dagster", "daemon", "serve", "staging", "dashboard", "tensorboard")
 
 
-def until(condition: Callable[[], object], seconds: float = 60, what: str = "the condition") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.1)
-
-
-def free_base() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Running:
-    """One `mlops up` in a process of its own, in a session of its own, as a terminal would have it."""
-
-    home: Path
-    environment: dict[str, str]
-    starts: int = 0
-    process: subprocess.Popen[bytes] | None = None
-    known: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def output(self) -> Path:
-        return self.home.parent / f"output-{self.starts}.txt"
-
-    def start(self) -> None:
-        self.starts += 1
-        with self.output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("mlops")), "up"],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,
-            )
-
-        def is_up() -> bool:
-            assert self.process is not None
-            text = self.output.read_text()
-            assert self.process.poll() is None, text
-            return "the platform is up after" in text
-
-        until(is_up, 180, "`mlops up`")
-        self.known = json.loads((self.home / SERVICES_FILE).read_text())
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def everything(self) -> list[int]:
-        """Every process of the platform: the supervisor, the marked ones, PostgreSQL."""
-        found = set(marked(f"*:{self.home}"))
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if str(self.home / "postgres") in line or (line[1:3] == ["-m", "mlops_assets.supervise"] and str(self.home) in line[-1]):
-                found.add(process.pid)
-        return sorted(found)
-
-    def pid_of(self, name: str) -> int:
-        """The leader of a service: the marked process that is the first of its session and was started by the supervisor."""
-        commands = {"tensorboard": "tensorboard.main", "code": "grpc", "mlflow": "server"}
-        for pid in marked(f"*:{self.home}"):
-            process = psutil.Process(pid)
-            if process.ppid() == self.known["pid"] and commands[name] in process.cmdline():
-                return pid
-        raise AssertionError(f"{name} does not run")
-
-
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Running]:
-    with tempfile.TemporaryDirectory(prefix="mlops-up-", ignore_cleanup_errors=True) as folder, socket.socket() as squatter:
-        os.chmod(folder, 0o755)
+    with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
-        taken = squatter.getsockname()[1]
-        ports = {f"MLOPS_{name.upper()}": str(free_base()) for name in up.PORTS} | {"MLOPS_TENSORBOARD_PORT": str(taken)}
-        home = Path(folder).resolve() / "home"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLOPS_", "DAGSTER_"))} | ports | {"MLOPS_HOME": str(home)}
-        running = Running(home, environment)
-        running.known["taken"] = taken
-        running.environment["TAKEN"] = str(taken)
-        try:
+        taken = str(squatter.getsockname()[1])
+        with running_platform(MLOPS_TENSORBOARD_PORT=taken) as running:
+            running.environment["TAKEN"] = taken
             running.start()
             yield running
-        finally:
-            if running.process is not None and running.process.poll() is None:
-                running.process.terminate()
-                try:
-                    running.process.wait(60)
-                except subprocess.TimeoutExpired:
-                    running.process.kill()
-            for pid in running.everything():
-                os.kill(pid, signal.SIGKILL)
 
 
 def get(url: str, **headers: str) -> int:

@@ -60,9 +60,10 @@ class ToyPredictor:
         return [{"text": text, "label": "yes"} for text in inputs]
 
 
-def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, variants: Sequence[str] = ("",)) -> ModelSystem:
-    """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86)."""
+def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, variants: Mapping[str, float] | None = None) -> ModelSystem:
+    """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86); `variants`: the same by variant."""
     given = qualities or {}
+    by_variant = variants or {}
 
     def open_table(store: Any, engine: Any, version: str, folder: Path) -> CleanedTable:
         return CleanedTable(name, version, manifest_of(version), folder, 1000)
@@ -79,18 +80,23 @@ def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, va
         evaluate=_evaluate,
         load_predictor=lambda folder, threads: ToyPredictor(),
         open_table=open_table,
-        variant_parameters=lambda config, variant: {"epochs": 1},
+        variant_parameters=lambda config, variant: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}),
         parameter_names={"quality": float, "epochs": int},
         sources=lambda variant: [Path(__file__)],
-        variants=variants,
+        variants=tuple(by_variant) or ("",),
     )
 
 
-def toy_definitions(platform: Platform, config: SystemConfig | None = None, qualities: Mapping[str, Any] | None = None) -> dg.Definitions:
+def toy_definitions(
+    platform: Platform,
+    config: SystemConfig | None = None,
+    qualities: Mapping[str, Any] | None = None,
+    variants: Mapping[str, float] | None = None,
+) -> dg.Definitions:
     """The toy's data assets (which only exist) and its real lifecycle."""
     config = config or config_of()
     name = config.project.name
-    system = toy_system(name, qualities)
+    system = toy_system(name, qualities, variants)
 
     @dg.asset(key=[name, "dataset"], group_name=name, partitions_def=dataset_versions(name))
     def dataset() -> None: ...

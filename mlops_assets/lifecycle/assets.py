@@ -18,6 +18,7 @@ from mlops_assets.settings import SystemConfig, git_commit
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
+    from mlops_assets.lifecycle.promotion import Promotion
     from mlops_assets.lifecycle.registrar import Registrar, Registration
     from mlops_assets.lifecycle.report import Report
 
@@ -236,6 +237,8 @@ class _Half:
                 },
             )
             deliver(self.open_platform(), context.log.warning)
+            if done.promotion and len(self.system.variants) > 1:  # see `scenario_of` in jobs.py
+                context.log_event(champion_event(done.promotion))
             return dg.MaterializeResult(
                 metadata={**_receipt_metadata(done), "versions": _versions_table(self.open_platform(), self.system.name)},
                 data_version=dg.DataVersion(done.receipt.bundle_sha256),
@@ -318,6 +321,21 @@ def _champion(
         )
 
     return champion
+
+
+def champion_event(promoted: "Promotion") -> dg.AssetMaterialization:
+    """A promotion that was not made by the champion asset itself, as its materialization: the asset's page shows every champion."""
+    return dg.AssetMaterialization(
+        key_of(promoted.system, "", "champion"),
+        partition=promoted.dataset_version,
+        metadata={
+            "version": promoted.version,
+            "sequence": promoted.sequence,
+            "actor": promoted.actor,
+            "why": promoted.reason,
+            "kind": promoted.kind,
+        },
+    )
 
 
 def training_config(system: ModelSystem) -> type[dg.Config]:

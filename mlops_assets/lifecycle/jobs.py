@@ -3,21 +3,24 @@
 Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `retention.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
-from mlops_assets.lifecycle.assets import deliver, key_of
+from mlops_assets.lifecycle.assets import champion_event, deliver, key_of
 from mlops_assets.lifecycle.system import ModelSystem
-from mlops_assets.settings import SystemConfig
+from mlops_assets.settings import SettingsError, SystemConfig
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.promotion import Promotion
     from mlops_assets.lifecycle.registrar import Registrar
+
+
+MODEL_LAYERS = ("trained_model", "evaluation_report", "registered_model")
 
 
 class Metric(Enum):
@@ -58,6 +61,8 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
     """`<system>_pipeline` (what the sensor starts), `_train`, `_register`, `_stage`, `_produce`, `_rollback`, `_retention`."""
     name = system.name
     layers = [key_of(name, "", "dataset"), key_of(name, "", "cleaned")]
+    scenario = [key_of(name, v, layer) for v in scenario_of(system, config) for layer in MODEL_LAYERS]
+    champion = [key_of(name, "", "champion")] if len(system.variants) == 1 else []
     attempts = [key_of(name, v, layer) for v in system.variants for layer in ("trained_model", "evaluation_report")]
     registered = [*(key_of(name, v, "registered_model") for v in system.variants), key_of(name, "", "champion")]
 
@@ -70,11 +75,30 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
         )
 
     return [
-        asset_job("pipeline", dg.AssetSelection.groups(name), "Dataset to champion: what a new dataset version starts."),
+        asset_job(
+            "pipeline",
+            dg.AssetSelection.assets(*layers, *scenario, *champion),
+            "Dataset to champion: what a new dataset version starts.",
+        ),
         asset_job("train", dg.AssetSelection.assets(*layers, *attempts), "Dataset to evaluation report and the gate; registers nothing."),
         asset_job("register", dg.AssetSelection.assets(*registered), "Register what `_train` left, if the gate lets it."),
         *_ledger_jobs(name, config, open_platform),
     ]
+
+
+def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
+    """The variants that a new dataset version trains.
+
+    With several, the champion asset is left out of the run and the registered models report their promotions themselves: Dagster would
+    skip it as soon as one of them is refused.
+
+    Raises:
+        SettingsError: `project.scenario` names a variant that the system does not have.
+    """
+    if unknown := sorted(set(config.project.scenario) - set(system.variants)):
+        known = ", ".join(system.variants)
+        raise SettingsError(f"project.scenario: {', '.join(unknown)} is no model of {system.name}; choose from {known}")
+    return config.project.scenario or system.variants
 
 
 def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:
@@ -91,19 +115,7 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
         deliver(platform, context.log.warning)
         context.log.info(f"{done.kind}: {name} v{done.version} ({done.dataset_version}), sequence {done.sequence}: {done.reason}")
         if done.kind != "stage":
-            context.log_event(
-                dg.AssetMaterialization(
-                    key_of(name, "", "champion"),
-                    partition=done.dataset_version,
-                    metadata={
-                        "version": done.version,
-                        "sequence": done.sequence,
-                        "actor": done.actor,
-                        "why": done.reason,
-                        "kind": done.kind,
-                    },
-                )
-            )
+            context.log_event(champion_event(done))
 
     @dg.op(name=f"{name}_stage_op")
     def stage_op(context: dg.OpExecutionContext, config: StageConfig) -> None:

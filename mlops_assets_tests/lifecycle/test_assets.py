@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from mlops_assets.lifecycle import history, pipeline, promotion
+from mlops_assets.settings import SettingsError
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import config_of
 from mlops_assets_tests.toy import toy_definitions
@@ -26,9 +27,9 @@ def instance():
 class Runs:
     """The toy's graph on one instance; each call is one run."""
 
-    def __init__(self, world, platform, instance, qualities, config=None):
+    def __init__(self, world, platform, instance, qualities, config=None, variants=None):
         self.world, self.instance = world, instance
-        self.definitions = toy_definitions(platform, config, qualities)
+        self.definitions = toy_definitions(platform, config, qualities, variants)
         for version in qualities:
             world.dataset(version)
             instance.add_dynamic_partitions("toy_dataset_version", [version])
@@ -200,3 +201,38 @@ def test_training_again_with_other_parameters_is_a_new_attempt(world, platform, 
     assert runs.job("v1", run_config=config).success and runs.champion() == (2, "v1")
     with world.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM attempt")).scalar_one() == 2
+
+
+# --- several models -------------------------------------------------------------------------------------------------------------
+
+VARIANTS = {"weak": 0.5, "strong": 0.86, "idle": 0.9}
+
+
+def with_scenario(*names):
+    config = config_of()
+    return config.model_copy(update={"project": config.project.model_copy(update={"scenario": names})})
+
+
+def test_a_refused_model_does_not_hide_the_others_of_its_run(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": None}, with_scenario("weak", "strong"), VARIANTS)
+    result = runs.job("v1")
+    assert not result.success, "a refusal is red"
+    assert runs.champion() == (1, "v1")
+    assert runs.materialized("champion") == ["v1"]
+    trained = {variant: instance.get_materialized_partitions(dg.AssetKey(["toy", variant, "trained_model"])) for variant in VARIANTS}
+    assert trained == {"weak": {"v1"}, "strong": {"v1"}, "idle": set()}, "only the scenario's models are trained"
+    assert not instance.get_materialized_partitions(dg.AssetKey(["toy", "weak", "registered_model"]))
+
+
+def test_without_a_scenario_every_model_is_trained_and_the_best_is_champion(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": None}, with_scenario(), VARIANTS)
+    runs.job("v1")
+    assert instance.get_materialized_partitions(dg.AssetKey(["toy", "idle", "trained_model"])) == {"v1"}
+    with world.engine.connect() as connection:
+        found, _ = promotion.latest_verified(connection, "toy", "champion", world.settings.public_keys_path)
+    assert found.receipt.variant == "idle"
+
+
+def test_a_scenario_with_an_unknown_model_names_the_known_ones(world, platform, instance):
+    with pytest.raises(SettingsError, match=r"strongest is no model of toy; choose from weak, strong, idle"):
+        Runs(world, platform, instance, {"v1": None}, with_scenario("strongest"), VARIANTS)
