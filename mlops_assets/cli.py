@@ -239,12 +239,17 @@ def train(
         }.items()
         if value is not None
     }
-    variant = model_type if model_type and model_type in found.variants else found.variants[0]
+    variant = ""
+    if len(found.variants) > 1:  # each model has assets of its own; the others are left alone
+        variant = found.variant_of(str(given.pop("model_type", config.project.model)))
     parameters_of(found, config, variant, given)  # a bad name or value must not cost a run
     _known_version(settings, system, dataset_version)
     op = "__".join(part for part in (system, variant, "trained_model") if part)
     run_config = {"ops": {op: {"config": {**given, **({"seed": seed} if seed is not None else {})}}}}
-    outcome = run_job(settings, f"{system}_train", config=run_config, partition=dataset_version)
+    layers = [(system, "dataset"), (system, "cleaned"), (system, variant, "trained_model"), (system, variant, "evaluation_report")]
+    outcome = run_job(
+        settings, f"{system}_train", config=run_config, partition=dataset_version, assets=[[p for p in key if p] for key in layers]
+    )
     with _platform(settings).engine.connect() as connection:
         from mlops_assets.lifecycle.history import last_report
 
@@ -271,6 +276,77 @@ def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(result, ensure_ascii=False, default=str))
     elif result["report"]:
         _table([{"metric": name, "value": value} for name, value in result["report"]["metrics"].items()])
+
+
+@app.command
+def scenario(
+    system: str,
+    *,
+    dataset_version: str = "",
+    folder_path: Annotated[str, Parameter(help="The version's folder in the landing zone, such as tires/split_1.")] = "",
+    model_type: str | None = None,
+    as_json: Json = False,
+) -> None:
+    """Train the configured models (or --model-type) on a landed version with their defaults and register what passes: what CI starts.
+
+    Without a version the newest one is taken. A run of the sensor over the same version is waited for, not repeated.
+    """
+    from mlops_assets.jobs import run_job
+    from mlops_assets.lifecycle.history import outcomes
+    from mlops_assets.lifecycle.jobs import MODEL_LAYERS, scenario_of
+
+    found, config, settings = _system(system)
+    variants = [found.variant_of(model_type)] if model_type else list(scenario_of(found, config))
+    version = _version_asked(settings, system, dataset_version, folder_path)
+    if not model_type:
+        _wait_for_runs(settings, system, version)
+    with _platform(settings).engine.connect() as connection:
+        known = outcomes(connection, system, version)
+    missing = variants if model_type else [variant for variant in variants if variant not in known]
+    if missing:
+        keys = [(system, "dataset"), (system, "cleaned"), *((system, variant, layer) for variant in missing for layer in MODEL_LAYERS)]
+        keys += [(system, "champion")] if len(found.variants) == 1 else []
+        outcome = run_job(settings, f"{system}_models", partition=version, assets=[[part for part in key if part] for key in keys])
+        if not outcome.success and not outcome.refused:
+            raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
+    with _platform(settings).engine.connect() as connection:
+        done = {variant: outcome for variant, outcome in outcomes(connection, system, version).items() if variant in variants}
+    value = {"system": system, "dataset_version": version, "outcomes": done}
+    _out(value, as_json, [f"{variant or system} on {version}: {outcome}" for variant, outcome in done.items()])
+    if all(outcome == "refused" for outcome in done.values()):
+        raise Stop(1, "every model was refused / 최소값을 넘지 못해 모델 등록에 실패하였습니다.")
+
+
+def _version_asked(settings: Settings, system: str, version: str, folder_path: str) -> str:
+    """The version that was named, or whose folder was; else the newest."""
+    from sqlalchemy import text
+
+    from mlops_assets.ingest.objects import check_version_name
+
+    if folder_path:
+        parent, _, name = folder_path.strip("/").rpartition("/")
+        if parent.rpartition("/")[2] != system:
+            raise Stop(2, f"folder path {folder_path[:200]!r} is not that of a version of {system}: give {system}/VERSION")
+        version = name
+    if not version:
+        with _platform(settings).engine.connect() as connection:
+            sql = "SELECT version FROM dataset_version WHERE system = :s AND state <> 'refused' ORDER BY first_seen_at DESC LIMIT 1"
+            version = connection.execute(text(sql), {"s": system}).scalar() or ""
+        if not version:
+            raise Stop(2, f"{system} has no dataset version yet: land one with `mlops land {system} PATH --dataset-version V`")
+    check_version_name(version)
+    _known_version(settings, system, version)
+    return version
+
+
+def _wait_for_runs(settings: Settings, system: str, version: str) -> None:
+    """Until no run over the version is under way. Without a running platform there is none."""
+    import time
+
+    from mlops_assets.dagster_api import FINISHED, runs_over
+
+    while settings.dagster_url and any(run["status"] not in FINISHED for run in runs_over(settings.dagster_url, system, version)):
+        time.sleep(2)
 
 
 def _known_version(settings: Settings, system: str, version: str) -> None:

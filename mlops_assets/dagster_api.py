@@ -90,3 +90,16 @@ def wait(address: str, run_id: str, seconds: float = 120) -> RunResult:
     while (found := result(address, run_id)).status not in FINISHED and time.monotonic() < deadline:
         time.sleep(0.5)
     return found
+
+
+_RUNS = """query Runs($system: String!, $version: String!) { runsOrError(limit: 10, filter: {tags: [
+    {key: "mlops/system", value: $system}, {key: "dagster/partition", value: $version}]}) { ... on Runs { results { runId status } } } }"""
+
+
+def runs_over(address: str, system: str, version: str) -> list[dict[str, Any]]:
+    """The latest runs of a system's jobs over a dataset version, newest first; none while Dagster does not answer."""
+    try:
+        data = graphql(address, _RUNS, {"system": system, "version": version}, timeout=2)
+    except OSError:
+        return []
+    return list(data["runsOrError"].get("results", []))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.dagster_api import FINISHED, graphql
+from mlops_assets.dagster_api import FINISHED, runs_over
 from mlops_assets.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class Demo:
         if not self.done or now < self._next:
             return False
         self._next = now + 1.0
-        return not any(run["status"] not in FINISHED for landing in self.landings for run in self._runs(landing))
+        address = self._settings.require("dagster_url")
+        return not any(
+            run["status"] not in FINISHED for landing in self.landings for run in runs_over(address, landing.system, landing.version)
+        )
 
     @property
     def failed(self) -> bool:
@@ -214,7 +217,7 @@ class Demo:
 
     def _watch_runs(self, landing: Landing) -> None:
         """A run that broke (not: was refused) leaves no verdict; say so when nothing works on the version any more."""
-        runs = self._runs(landing)
+        runs = runs_over(self._settings.require("dagster_url"), landing.system, landing.version)
         if not runs or any(run["status"] not in FINISHED for run in runs):
             landing.idle_since = None
             return
@@ -223,18 +226,6 @@ class Demo:
             broken = runs[0]
             link = f"{self._settings.dagster_url}/runs/{broken['runId']}"
             self._end(landing, "failed", f"its run ended as {broken['status']} without a verdict: {link}")
-
-    def _runs(self, landing: Landing) -> list[dict[str, Any]]:
-        """The latest runs over the version; none while Dagster does not answer."""
-        try:
-            data = graphql(self._settings.require("dagster_url"), _RUNS, {"version": landing.version}, timeout=2)
-        except OSError:
-            return []
-        return list(data["runsOrError"].get("results", []))
-
-
-_RUNS = """query Runs($version: String!) { runsOrError(filter: {tags: [{key: "dagster/partition", value: $version}]}, limit: 10) {
-    ... on Runs { results { runId status } } } }"""
 
 
 @dataclass(frozen=True)

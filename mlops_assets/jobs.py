@@ -6,7 +6,7 @@ Belongs here: starting a job and reading its outcome. Does not belong here: word
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,19 @@ class Outcome:
     reason: str | None
 
 
-def run_job(settings: Settings, job: str, *, config: Mapping[str, Any] | None = None, partition: str | None = None) -> Outcome:
+def run_job(
+    settings: Settings,
+    job: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    partition: str | None = None,
+    assets: Sequence[Sequence[str]] | None = None,
+) -> Outcome:
     """Execute `job` now and wait for it.
 
     Args:
         config: Dagster run config.
+        assets: only these of the job's assets, by the parts of their keys.
         partition: the dataset version; it becomes a partition when it is not one yet.
 
     Raises:
@@ -46,6 +54,7 @@ def run_job(settings: Settings, job: str, *, config: Mapping[str, Any] | None = 
             instance=instance,
             run_config=dict(config or {}),
             partition_key=partition,
+            asset_selection=[dg.AssetKey(list(parts)) for parts in assets] if assets else None,
             tags={"mlops/actor": getpass.getuser()},
             raise_on_error=False,
         )

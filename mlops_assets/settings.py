@@ -158,6 +158,11 @@ class Settings(BaseSettings):
         return values | {"DAGSTER_HOME": str(self.dagster_home)}
 
 
+def variable(name: str) -> str:
+    """A variable that a CI job hands to a program of ours; "" when it is not set. Settings are fields of `Settings`, not this."""
+    return os.environ.get(name, "")
+
+
 def share_processors() -> None:
     """Let OpenMP's threads sleep, not spin, while they wait for each other. Must come before torch is imported.
 

@@ -112,3 +112,11 @@ def last_report(connection: Connection, system: str, dataset_version: str, run_i
         {"s": system, "v": dataset_version, "run": run_id},
     ).scalar()
     return {"metrics": body["metrics"], "rows": body["rows"], "champion": body["champion"]} if body else None
+
+
+def outcomes(connection: Connection, system: str, dataset_version: str) -> dict[str, str]:
+    """Variant -> the outcome of its newest verdict on the dataset version: refused, registered or promoted."""
+    from sqlalchemy import text
+
+    sql = "SELECT DISTINCT ON (variant) variant, outcome FROM verdict WHERE system = :s AND dataset_version = :v ORDER BY variant, id DESC"
+    return dict(connection.execute(text(sql), {"s": system, "v": dataset_version}).tuples().all())

@@ -58,7 +58,7 @@ class RetentionConfig(dg.Config):
 
 
 def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[Any]:
-    """`<system>_pipeline` (what the sensor starts), `_train`, `_register`, `_stage`, `_produce`, `_rollback`, `_retention`."""
+    """`<system>_pipeline` (what the sensor starts), `_train`, `_models`, `_register`, `_stage`, `_produce`, `_rollback`, `_retention`."""
     name = system.name
     layers = [key_of(name, "", "dataset"), key_of(name, "", "cleaned")]
     scenario = [key_of(name, v, layer) for v in scenario_of(system, config) for layer in MODEL_LAYERS]
@@ -81,6 +81,7 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
             "Dataset to champion: what a new dataset version starts.",
         ),
         asset_job("train", dg.AssetSelection.assets(*layers, *attempts), "Dataset to evaluation report and the gate; registers nothing."),
+        asset_job("models", dg.AssetSelection.groups(name), "Any of the models, from dataset to registration: choose the assets."),
         asset_job("register", dg.AssetSelection.assets(*registered), "Register what `_train` left, if the gate lets it."),
         *_ledger_jobs(name, config, open_platform),
     ]

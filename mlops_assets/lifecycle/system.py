@@ -1,6 +1,6 @@
 """What a system hands to the lifecycle: one `ModelSystem`, and the plain values that pass between its functions and ours.
 
-Belongs here: types. Does not belong here: any behaviour, Dagster.
+Belongs here: types. Does not belong here: what the lifecycle does with them, Dagster.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlops_assets.settings import SystemConfig
+from mlops_assets.settings import SettingsError, SystemConfig
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -122,6 +122,7 @@ class ModelSystem:
         open_table: (store, engine, dataset version, folder) downloads and verifies the cleaned rows.
         load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
         sources: files whose text is the code version of each variant.
+        aliases: other names of variants, as users know them.
     """
 
     name: str
@@ -135,3 +136,15 @@ class ModelSystem:
     parameter_names: Mapping[str, type]
     sources: Callable[[str], Sequence[Path]]
     variants: Sequence[str] = ("",)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def variant_of(self, name: str) -> str:
+        """The variant that users mean by `name`.
+
+        Raises:
+            SettingsError: there is none; the message lists the choices.
+        """
+        variant = self.aliases.get(name, name)
+        if variant not in self.variants:
+            raise SettingsError(f"지원되지 않는 모델 타입입니다.: {name} (choose one of {', '.join(self.variants)})")
+        return variant

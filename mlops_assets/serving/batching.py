@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from mlops_assets.serving.loading import Predictor
 
-#: How long one round of an engine thread should take.
+#: How long one round of an engine thread should take; on a slow processor longer, four texts together cost a tenth less than one by one.
 ROUND_SECONDS = 0.030
-MIN_ROUND, MAX_ROUND = 2, 256
+MIN_ROUND, MAX_ROUND = 4, 256
 #: The first round of a model, before its speed is known.
 FIRST_ROUND = 8
 #: Inputs that may wait; beyond it requests are refused at once, which is kinder than a late answer.
