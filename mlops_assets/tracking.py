@@ -36,7 +36,9 @@ class Tracking:
             raise RuntimeError("MLflow is not set: start the platform with `mlops up`, or set MLOPS_MLFLOW_TRACKING_URI")
         if self._client is None:
             from mlflow import MlflowClient
+            from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
+            MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)  # type: ignore[no-untyped-call]  # stdout is the commands' own
             self._client = MlflowClient(self.uri)
         return self._client
 

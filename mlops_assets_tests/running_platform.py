@@ -85,9 +85,12 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to every process at once: what a power cut leaves behind, but for the disk's own cache."""
-        for pid in self.everything():
+        first = [self.process.pid] if self.process is not None else []  # the supervisor would start the others again
+        for pid in [*first, *self.everything()]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
 
     def pid_of(self, name: str) -> int:
         """The leader of a service: the marked process that is the first of its session and was started by the supervisor."""
