@@ -474,16 +474,25 @@ def predict(system: str, *inputs: str, version: int | None = None, as_json: Json
         raise Stop(2, f"nothing to predict: `mlops predict {system} '다시 보고 싶은 영화'`")
     url = load_settings().require("serve_url")
     try:
-        reply = httpx.post(
-            f"{url}/predict/{system}", json={"inputs": list(inputs)}, params={"version": version} if version else None, timeout=30
-        )
+        content: dict[str, Any] = {"json": {"inputs": list(inputs)}}
+        if all(len(one) < 1000 and Path(one).is_file() for one in inputs) and _serves_images(url, system):
+            content = {"files": [("files", (Path(one).name, Path(one).read_bytes())) for one in inputs]}
+        reply = httpx.post(f"{url}/predict/{system}", **content, params={"version": version} if version else None, timeout=30)
     except httpx.HTTPError as error:
         raise Stop(2, f"the server at {url} does not answer ({error}): `mlops doctor`") from None
     body = reply.json()
     if reply.is_error:
         raise Stop(2, f"{body.get('message')} ({body.get('code')}). {body.get('fix', '')}")
-    lines = [f"{p['label']}  {p['confidence']:.3f}  {p['text']}" for p in body["predictions"]]
+    lines = [f"{p['label']}  {p['confidence']:.3f}  {p.get('text', p.get('file', ''))}" for p in body["predictions"]]
     _out(body, as_json, [*lines, f"request {body['request_id']}: `mlops trace {body['request_id']}`"])
+
+
+def _serves_images(url: str, system: str) -> bool:
+    """Whether that system answers about files: for one that reads text, the name of a file is a text like any other."""
+    import httpx
+
+    serving = httpx.get(f"{url}/models/{system}", timeout=30).json().get("serving") or {}
+    return bool(serving.get("model_kind") == "image-classification")
 
 
 @app.command

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 #: Folder of a real data set (the layout that `make run DATA=dir` takes) -> its system.
-FOLDERS = {"nsmc": "sentiment"}
+FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires"}
 
-#: Asked of the server when the first champion is there.
+#: Asked of the server when the first champion is there; a system that is not here is asked about the first photo of what was landed.
 QUESTIONS = {"sentiment": "다시 보고 싶은 영화"}
+PHOTOS = (".jpg", ".jpeg", ".png")
 
 _LONGEST_SECONDS = 3600.0
 _SILENT_SECONDS = 20.0
@@ -50,6 +51,10 @@ class Landing:
     idle_since: float | None = None
 
 
+#: What `--demo` lands: system, version, source (generated), whether it is deliberately bad.
+SAMPLES = (("sentiment", "demo-1", None, False), ("sentiment", "demo-bad", None, True), ("tires", "demo-tires-1", None, False))
+
+
 class Demo:
     """Lands, then follows. Driven by `tick` from the supervisor's loop; nothing in it blocks for long."""
 
@@ -69,7 +74,7 @@ class Demo:
             SettingsError: the folder is missing, or holds no data set that is known.
         """
         if data is None:
-            return cls(settings, [Landing("sentiment", "demo-1", None), Landing("sentiment", "demo-bad", None, bad=True)] if sample else [])
+            return cls(settings, [Landing(*one) for one in SAMPLES] if sample else [])
         if not data.is_dir():
             raise SettingsError(f"{data} is not a folder: give the one that holds {', '.join(FOLDERS)}")
         found = [Landing(system, f"{name}-1", (data / name).resolve()) for name, system in FOLDERS.items() if (data / name).is_dir()]
@@ -176,7 +181,10 @@ class Demo:
 
         folder = self._settings.home / "samples" / landing.system / landing.version
         folder.mkdir(parents=True, exist_ok=True)
-        sample_data.write_reviews(folder, bad=landing.bad)
+        if landing.system == "tires":
+            sample_data.write_tires(folder, bad=landing.bad)
+        else:
+            sample_data.write_reviews(folder, bad=landing.bad)
         return folder
 
     def _follow(self, landing: Landing) -> None:
@@ -199,10 +207,10 @@ class Demo:
         """The end of the good path is an answer, not a row."""
         import httpx
 
-        question = QUESTIONS[landing.system]
+        question, asked = self._question(landing)
         try:
             url = f"{self._settings.require('serve_url')}/predict/{landing.system}"
-            answer = httpx.post(url, json={"inputs": [question]}, timeout=2, trust_env=False)
+            answer = httpx.post(url, timeout=2, trust_env=False, **asked)
             answer.raise_for_status()
         except httpx.HTTPError:
             return
@@ -214,6 +222,14 @@ class Demo:
             self._first_model_said = True
             self._say("ok", f"first model served {time.monotonic() - self._begun:.0f} s after the platform was up")
         self._end(landing, "promoted")
+
+    def _question(self, landing: Landing) -> tuple[str, dict[str, Any]]:
+        """What is asked, for people and for httpx."""
+        if landing.system in QUESTIONS:
+            return QUESTIONS[landing.system], {"json": {"inputs": [QUESTIONS[landing.system]]}}
+        folder = landing.source or self._settings.home / "samples" / landing.system / landing.version
+        photo = next(path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PHOTOS)
+        return photo.name, {"files": [("files", (photo.name, photo.read_bytes()))]}
 
     def _watch_runs(self, landing: Landing) -> None:
         """A run that broke (not: was refused) leaves no verdict; say so when nothing works on the version any more."""

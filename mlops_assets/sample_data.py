@@ -8,7 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def _words(text: str) -> list[str]:
@@ -77,3 +80,51 @@ def write_reviews(folder: Path, *, train: int = 2500, test: int = 500, seed: int
     for name, content, extra in (("ratings_train.txt", learn, dirty), ("ratings_test.txt", measure, [])):
         lines = ["id\tdocument\tlabel", *("\t".join(map(str, row)) for row in content), *extra]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# --- photos of tires ------------------------------------------------------------------------------------------------------------
+
+_SIDE: Final = 96
+
+
+def write_tires(folder: Path, *, count: int = 240, seed: int = 7, bad: bool = False) -> None:
+    """`good/` and `defective/` with `count` small grey JPEGs in all, named `expN_num_ID.jpg`: a rough surface, on half of them a dark blob
+    or a bright scratch. A few dirty files stand beside them. Each photo is of a piece of its own: IDs are 1,000 apart.
+
+    Args:
+        bad: the labels are shuffled: no model can learn from them, so the gate must refuse it. Its photos are other ones, too.
+    """
+    rng = random.Random(seed + 1_000 * bad)
+    defective = [number % 2 == 1 for number in range(count)]
+    labels = rng.sample(defective, count) if bad else defective
+    for name in ("good", "defective"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, (has_defect, label) in enumerate(zip(defective, labels, strict=True)):
+        name = f"exp{rng.randint(1, 6)}_num_{1_000_000 * (1 + bad) + 1_000 * number}.jpg"
+        _photo(rng, has_defect).save(folder / ("defective" if label else "good") / name, quality=90)
+    whole = min((folder / "good").glob("*.jpg")).read_bytes()
+    (folder / "good" / "cut_short.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "good" / "no_byte.jpg").write_bytes(b"")
+    (folder / "defective" / "a_text.png").write_text("a picture in name only\n", encoding="utf-8")
+
+
+def _photo(rng: random.Random, defective: bool) -> Image.Image:
+    """Coarse and fine noise under uneven light, so that neither brightness nor any single pixel decides."""
+    from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+    def noise(side: int, spread: int) -> Image.Image:
+        cells = bytes(rng.randint(128 - spread, 128 + spread) for _ in range(side * side))
+        return Image.frombytes("L", (side, side), cells).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+    photo = ImageChops.add(noise(6, rng.randint(20, 60)), noise(_SIDE, 18), scale=2, offset=rng.randint(-25, 25))
+    if not defective:
+        return photo
+    mark = Image.new("L", photo.size, 0)
+    draw = ImageDraw.Draw(mark)
+    x, y = rng.randint(16, _SIDE - 32), rng.randint(16, _SIDE - 32)
+    blob = rng.random() < 0.5
+    if blob:
+        draw.ellipse((x, y, x + rng.randint(8, 18), y + rng.randint(8, 18)), fill=230)
+    else:
+        draw.line((x, y, x + rng.randint(-14, 30), y + rng.randint(12, 30)), fill=230, width=rng.randint(2, 4))
+    return Image.composite(Image.new("L", photo.size, 25 if blob else 235), photo, mark.filter(ImageFilter.GaussianBlur(0.8)))

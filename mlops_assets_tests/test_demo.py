@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from mlops_assets.demo import Demo, Landing, facts
 from mlops_assets.settings import SettingsError
+from mlops_assets.systems import SYSTEMS
 from mlops_assets_tests.factories import BAD, GOOD, World, config_of
 
 
@@ -61,15 +62,16 @@ def test_a_data_set_that_is_refused_before_training_is_an_end_too(world):
 )
 def test_the_demo_has_failed_unless_the_good_one_passed_and_the_bad_one_did_not(settings, good, bad, failed):
     demo = Demo.of(settings, sample=True, data=None)
-    assert [(landing.version, landing.bad) for landing in demo.landings] == [("demo-1", False), ("demo-bad", True)]
-    for landing, outcome in zip(demo.landings, (good, bad), strict=True):
+    bad_ones = [(landing.system, landing.version) for landing in demo.landings if landing.bad]
+    assert bad_ones == [("sentiment", "demo-bad")] and {landing.system for landing in demo.landings} == set(SYSTEMS)
+    for landing, outcome in zip(demo.landings, (good, bad, "promoted"), strict=True):
         landing.outcome = outcome
     assert demo.done and demo.failed is failed
 
 
 def test_real_data_is_taken_by_the_names_of_its_folders(settings, tmp_path):
     (tmp_path / "nsmc").mkdir()
-    (tmp_path / "mnist").mkdir()
+    (tmp_path / "unknown").mkdir()
     demo = Demo.of(settings, sample=False, data=tmp_path)
     assert demo.landings == [Landing("sentiment", "nsmc-1", (tmp_path / "nsmc").resolve())]
 

@@ -166,12 +166,65 @@ def test_make_run_takes_a_folder_of_real_data():
     assert "python -m pytest" in recipe("test")
 
 
-def test_the_workflow_pins_every_action_to_a_commit_and_runs_what_developers_run():
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
-    steps = workflow["jobs"]["test"]["steps"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps_of(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_pins_every_action_to_a_commit_and_pastes_nothing_into_a_shell(path):
+    workflow = yaml.safe_load(path.read_text())
+    steps = steps_of(workflow)
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert not [step["run"] for step in steps if "${{" in step.get("run", "")], "what was sent must reach a command as a variable"
     assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_runs_what_developers_run():
+    steps = steps_of(yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text()))
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+
+
+def test_the_forms_of_the_workflows_offer_what_the_platform_knows():
+    from mlops_assets.systems.tires.training import SYSTEM
+
+    from mlops_assets.lifecycle.jobs import Metric
+
+    def inputs(name):
+        return yaml.safe_load((ROOT / ".github" / "workflows" / f"tires-{name}.yml").read_text())[True]["workflow_dispatch"]["inputs"]
+
+    for name in ("stage", "produce"):
+        assert set(inputs(name)["eval_metric"]["options"]) == {metric.value for metric in Metric}
+        assert inputs(name)["eval_metric"]["default"] == "Loss"
+    assert inputs("new-model")["model"]["options"] == list(SYSTEM.variants)
+
+
+def exported():
+    """Names of the series that a server exports."""
+    from mlops_assets.serving.metrics import ServerMetrics
+
+    families = ServerMetrics("champion").registry.collect()
+    kinds = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    return {family.name + suffix for family in families for suffix in kinds[family.type]}
+
+
+def expressions(value):
+    """Every `expr` in a parsed document, wherever it stands."""
+    if isinstance(value, dict):
+        return [v for k, v in value.items() if k == "expr"] + [e for v in value.values() for e in expressions(v)]
+    return [e for v in value for e in expressions(v)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("name", ["prometheus/rules.yml", "grafana/mlops_assets.json"])
+def test_rules_and_dashboard_ask_for_series_that_the_server_exports(name):
+    asked = {
+        series for expr in expressions(yaml.safe_load((ROOT / "deploy" / name).read_text())) for series in re.findall(r"mlops_\w+", expr)
+    }
+    asked -= {"mlops_serve"}  # the job's name, not a series
+    assert len(asked) >= 6
+    assert asked <= exported()
 
 
 def test_ci_is_a_program_that_a_shell_understands():

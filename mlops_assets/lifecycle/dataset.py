@@ -568,19 +568,24 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for part in table.parts:
-            key = f"{table.prefix}/{part.name}"
-            try:
-                digest = store.download(key, aside / part.name)
-            except FileNotFoundError:
-                raise DatasetError(f"{store.uri(key)} is gone: materialize `{system}/cleaned` for {version} again") from None
-            if digest != part.sha256:
-                raise DatasetError(f"{store.uri(key)} was changed: materialize `{system}/cleaned` for {version} again")
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+            list(pool.map(lambda part: _fetch_part(store, table, part, aside), table.parts))
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return replace(found, folder=folder)
+
+
+def _fetch_part(store: ObjectStore, table: PublishedTable, part: Part, folder: Path) -> None:
+    key = f"{table.prefix}/{part.name}"
+    again = f"materialize `{table.system}/cleaned` for {table.version} again"
+    try:
+        digest = store.download(key, folder / part.name)
+    except FileNotFoundError:
+        raise DatasetError(f"{store.uri(key)} is gone: {again}") from None
+    if digest != part.sha256:
+        raise DatasetError(f"{store.uri(key)} was changed: {again}")
 
 
 def refuse(connection: Connection, system: str, version: str, reason: str | None) -> None:

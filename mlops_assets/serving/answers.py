@@ -28,7 +28,7 @@ SPOOL_BYTES = 100 * 1024**2
 
 
 class Answer(NamedTuple):
-    """A row of the table `answer`. `at` is ISO 8601, UTC."""
+    """A row of the table `answer`. `at` is ISO 8601, UTC; `labels` a JSON list of what was said, one per input."""
 
     request_id: str
     system: str
@@ -36,6 +36,7 @@ class Answer(NamedTuple):
     bundle_sha256: str
     inputs: int
     at: str
+    labels: str | None = None
 
 
 class AnswerLog:
@@ -53,6 +54,7 @@ class AnswerLog:
         self._on_lost = on_lost
         self._rows: list[Answer] = []
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
         self._away = False
@@ -89,6 +91,11 @@ class AnswerLog:
         self.flush()
 
     def flush(self) -> None:
+        """Write what waits now. Blocks."""
+        with self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             rows, self._rows = self._rows, []
         try:
@@ -112,13 +119,14 @@ class AnswerLog:
             return
         # Inserting a row twice is harmless: a batch that failed half way is written again as a whole.
         sql = text(
-            "INSERT INTO answer (request_id, system, version, bundle_sha256, inputs, at) "
-            "SELECT * FROM unnest(CAST(:a AS text[]), CAST(:b AS text[]), CAST(:c AS integer[]), CAST(:d AS text[]), "
-            "CAST(:e AS integer[]), CAST(:f AS timestamptz[])) ON CONFLICT DO NOTHING"
+            "INSERT INTO answer (request_id, system, version, bundle_sha256, inputs, at, labels) "
+            "SELECT a, b, c, d, e, f, CASE WHEN g IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(CAST(g AS jsonb))) END "
+            "FROM unnest(CAST(:a AS text[]), CAST(:b AS text[]), CAST(:c AS integer[]), CAST(:d AS text[]), "
+            "CAST(:e AS integer[]), CAST(:f AS timestamptz[]), CAST(:g AS text[])) AS row(a, b, c, d, e, f, g) ON CONFLICT DO NOTHING"
         )
         columns = [list(column) for column in zip(*rows, strict=True)]
         with self._connect().begin() as connection:
-            connection.execute(sql, dict(zip("abcdef", columns, strict=True)))
+            connection.execute(sql, dict(zip("abcdefg", columns, strict=True)))
 
     def _to_disk(self, rows: Sequence[Answer]) -> None:
         if not rows:

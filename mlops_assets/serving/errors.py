@@ -11,7 +11,8 @@ from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.models import VersionUnavailable
 from mlops_assets.serving.text import BadInput
 
-_STATUS = {"too_many": 422, "not_text": 422, "empty_text": 422, "too_long": 422}
+#: What is not here is 422.
+_STATUS = {"too_large_file": 413, "bad_format": 415, "not_an_image": 415}
 _VERSION_STATUS = {"unknown_version": 404, "version_deleted": 410, "version_refused": 409, "ledger_away": 503}
 _VERSION_KO = {
     "unknown_version": "등록되지 않은 버전입니다.",

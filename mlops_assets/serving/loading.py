@@ -2,7 +2,7 @@
 
 The first load of a bundle happens in a child process under a time limit (`try_in_child`): a model that hangs, crashes or eats its way
 through the memory takes the child with it, not the server. Belongs here: what makes a bundle fit to serve. Does not belong here: which
-bundle is served (`models.py`), what a kind of model does (`text.py`).
+bundle is served (`models.py`), what a kind of model does (`text.py`, `images.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Predictor(Protocol):
 
     labels: list[str]
     system: str
+    kind: str
+    max_body_bytes: int
 
     def check(self, inputs: list[Any]) -> None:
         """Raises text.BadInput for what breaks a limit of one request."""
@@ -43,8 +45,14 @@ def _text(folder: Path, threads: int) -> Predictor:
     return load_text_predictor(folder, threads)
 
 
+def _image(folder: Path, threads: int) -> Predictor:
+    from mlops_assets.serving.images import load_image_predictor
+
+    return load_image_predictor(folder, threads)
+
+
 #: kind in bundle.json -> what loads it.
-KINDS: dict[str, Callable[[Path, int], Predictor]] = {"text-classification": _text}
+KINDS: dict[str, Callable[[Path, int], Predictor]] = {"text-classification": _text, "image-classification": _image}
 
 
 def load(folder: Path, system: str, threads: int) -> Predictor:

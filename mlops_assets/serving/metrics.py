@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.promotion import Promotion
+    from mlops_assets.serving.feedback import Given
     from mlops_assets.serving.models import Model
 
 _LATENCY = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
@@ -33,6 +34,8 @@ class ServerMetrics:
         self._lost = Counter("mlops_answers_unrecorded", "Answers whose record could be kept nowhere", registry=registry)
         self._spool = Gauge("mlops_answers_spooled_bytes", "Answers waiting on disk for the database", registry=registry)
         self._ledger = Gauge("mlops_ledger_connected", "1 while the promotion ledger can be read", registry=registry)
+        self._feedback = Counter("mlops_feedback", "Truths about answers", ["system", "version", "correct"], registry=registry)
+        self._live = Gauge("mlops_live_accuracy", "Right answers among the latest truths", ["system", "version"], registry=registry)
         self._channel = channel
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -41,6 +44,12 @@ class ServerMetrics:
 
     def answered(self, system: str, version: int, inputs: int) -> None:
         self._inputs.labels(system, str(version)).inc(inputs)
+
+    def truth(self, given: Given) -> None:
+        version = str(given.version)
+        self._feedback.labels(given.system, version, "yes").inc(given.right)
+        self._feedback.labels(given.system, version, "no").inc(given.wrong)
+        self._live.labels(given.system, version).set(given.live_accuracy)
 
     def round(self, inputs: int, seconds: float) -> None:
         self._round_size.observe(inputs)

@@ -71,6 +71,7 @@ class Model:
     def describe(self) -> dict[str, Any]:
         return {
             "version": self.version,
+            "model_kind": self.predictor.kind,
             "bundle_sha256": self.bundle_sha256,
             "dataset_version": self.dataset_version,
             "labels": list(self.predictor.labels),

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mlops_assets.serving import errors
 from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
+from mlops_assets.serving.feedback import Given, find, give
+from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count
+from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
 from mlops_assets.serving.text import BadInput
 
@@ -36,10 +41,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlops.serving")
 
-MAX_BODY_BYTES = 4 * 1024**2
 PAGES = Path(__file__).parent / "pages"
+MAX_FEEDBACK_BYTES = 256 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}")
+_IMAGES_FIX = 'Send multipart `files`, or UTF-8 JSON {"inputs": ["<base64 of a file>"]}.'
 
 _PREDICT_DOC = {
     "requestBody": {
@@ -52,12 +58,36 @@ _PREDICT_DOC = {
                     "properties": {"inputs": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
                 },
                 "example": {"inputs": ["다시 보고 싶은 영화", "별로에요"]},
-            }
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}},
+                }
+            },
         },
     },
     "parameters": [
         {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"}
     ],
+}
+
+
+_FEEDBACK_DOC = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["labels"],
+                    "properties": {"labels": {"type": "array", "items": {"type": ["string", "null"]}, "minItems": 1}},
+                },
+                "example": {"labels": ["긍정", None]},
+            }
+        },
+    }
 }
 
 
@@ -98,8 +128,8 @@ class Routes:
         model = await self.model(system, request.query_params.get("version"))
         state = request.scope["state"]
         state["model_version"] = str(model.version)
-        inputs = _inputs(await _body(request))
         try:
+            inputs = await _request_inputs(request, model.predictor)
             model.predictor.check(inputs)
             predictions = await self.server.batcher.predict(model.predictor, inputs)
         except BadInput as error:
@@ -107,7 +137,8 @@ class Routes:
         except Overloaded as error:
             raise errors.of_overload(error) from None
         now = datetime.now(UTC).isoformat()
-        self.server.answers.record(Answer(state["request_id"], system, model.version, model.bundle_sha256, len(inputs), now))
+        said = json.dumps([one["label"] for one in predictions], ensure_ascii=False)
+        self.server.answers.record(Answer(state["request_id"], system, model.version, model.bundle_sha256, len(inputs), now, said))
         self.server.metrics.answered(system, model.version, len(inputs))
         return _json(
             {
@@ -145,6 +176,33 @@ class Routes:
             fix = "What is served stays. Try again when the database is back."
             raise ApiError(503, "ledger_away", "the ledger cannot be read now", "데이터베이스에 연결할 수 없습니다.", fix) from None
         return await self.one_model(system, request)
+
+    async def feedback(self, request_id: str, request: Request) -> Response:
+        """Store what the inputs of an answered request truly were."""
+        self._authorize(request)
+        labels = _list(await _body(request, MAX_FEEDBACK_BYTES), "labels", 'Send UTF-8 JSON like {"labels": ["..."]}.')
+        actor = (request.headers.get("x-actor") or "api")[:100]
+        try:
+            given = await asyncio.to_thread(self._give, request_id, labels, actor)
+        except ApiError:
+            raise
+        except Exception as error:  # the driver's own types
+            log.warning("feedback on %s: %s", request_id, error)
+            korean, fix = "데이터베이스에 연결할 수 없습니다.", "Nothing was stored. Try again when the database is back."
+            raise ApiError(503, "ledger_away", "the truth cannot be stored now", korean, fix) from None
+        self.server.metrics.truth(given)
+        return _json({"request_id": request_id} | given._asdict(), 201)
+
+    def _give(self, request_id: str, labels: list[Any], actor: str) -> Given:
+        """Blocks: call it on a thread."""
+        engine = self.server.engine()
+        self.server.answers.flush()  # the truth may be quicker than the record of its answer
+        with engine.connect() as connection:
+            answer = find(connection, request_id)
+        host = self.server.follower.host(answer["system"])
+        model = None if host is None else host.loaded(answer["version"]) or host.current
+        known = sorted(set(answer["labels"])) if model is None else model.predictor.labels
+        return give(engine, request_id, labels, known, actor)
 
     def _authorize(self, request: Request) -> None:
         token = self.server.settings.api_token
@@ -204,6 +262,10 @@ def build(server: Server) -> FastAPI:
     @app.post("/models/{system}/reload", response_class=Response)
     async def reload(system: str, request: Request) -> Response:
         return await routes.reload(system, request)
+
+    @app.post("/feedback/{request_id}", response_class=Response, openapi_extra=_FEEDBACK_DOC)
+    async def feedback(request_id: str, request: Request) -> Response:
+        return await routes.feedback(request_id, request)
 
     @app.get("/livez", response_class=Response)
     async def live() -> Response:
@@ -295,34 +357,80 @@ def _error(error: ApiError, state: dict[str, Any]) -> Response:
     return _json(error.body(state["request_id"]), error.status, error.headers)
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body, never more of it in memory than the limit."""
-    parts, size = [], 0
+async def _request_inputs(request: Request, predictor: Predictor) -> list[Any]:
+    """What the request asks about, never more of it in memory than the predictor's limit. Raises ApiError, BadInput."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if predictor.kind != "image-classification":
+        return _inputs(await _body(request, predictor.max_body_bytes))
+    if media_type == "multipart/form-data":
+        return await _files(request, predictor.max_body_bytes)
+    return _inputs(await _body(request, predictor.max_body_bytes), _IMAGES_FIX)
+
+
+async def _parts(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises _TooLarge."""
+    size = 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY_BYTES:
-            message = f"the body is larger than {MAX_BODY_BYTES} bytes"
-            korean = f"요청은 {MAX_BODY_BYTES // 1024**2}MB까지 보낼 수 있습니다."
-            fix, headers = "Send fewer inputs per request.", {"Connection": "close"}
-            raise ApiError(413, "too_large", message, korean, fix, limit=MAX_BODY_BYTES, headers=headers)
-        parts.append(part)
-    return b"".join(parts)
+        if size > limit:
+            raise _TooLarge("the body is too large")
+        yield part
 
 
-def _inputs(body: bytes) -> list[Any]:
-    """The `inputs` of a JSON body. Raises ApiError."""
-    fix = 'Send UTF-8 JSON like {"inputs": ["..."]}.'
+async def _body(request: Request, limit: int) -> bytes:
+    try:
+        return b"".join([part async for part in _parts(request, limit)])
+    except _TooLarge:
+        raise _too_large(limit) from None
+
+
+async def _files(request: Request, limit: int) -> list[Picture]:
+    """The `files` of a multipart body, all of them. Raises ApiError, BadInput."""
+    try:
+        form = await MultiPartParser(request.headers, _parts(request, limit), max_files=MAX_IMAGES, max_fields=8).parse()
+    except _TooLarge:
+        raise _too_large(limit) from None
+    except (MultiPartException, KeyError) as error:
+        if str(getattr(error, "message", "")).startswith("Too many files"):
+            check_count(MAX_IMAGES + 1, "files")
+        message = f"the body is not multipart: {str(getattr(error, 'message', error))[:100]}"
+        raise ApiError(400, "bad_multipart", message, "multipart 형식이 아닙니다.", _IMAGES_FIX, field="files") from None
+    try:
+        files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
+        if not files:
+            raise ApiError(400, "no_files", "the body has no `files`", "`files`가 없습니다.", _IMAGES_FIX, field="files")
+        return [Picture(await one.read(), f"files[{number}]", one.filename or "") for number, one in enumerate(files)]
+    finally:
+        await form.close()
+
+
+class _TooLarge(MultiPartException):
+    """One of the parser's own errors, because it removes its temporary files for those only."""
+
+
+def _too_large(limit: int) -> ApiError:
+    message, korean = f"the body is larger than {limit} bytes", f"요청은 {limit // 1024**2}MB까지 보낼 수 있습니다."
+    fix, headers = "Send fewer inputs per request.", {"Connection": "close"}
+    return ApiError(413, "too_large", message, korean, fix, limit=limit, headers=headers)
+
+
+def _inputs(body: bytes, fix: str = 'Send UTF-8 JSON like {"inputs": ["..."]}.') -> list[Any]:
+    return _list(body, "inputs", fix)
+
+
+def _list(body: bytes, name: str, fix: str) -> list[Any]:
+    """The list `name` of a JSON body, not empty. Raises ApiError."""
     try:
         content = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "bad_json", f"the body is not JSON: {str(error)[:100]}", "JSON 형식이 아닙니다.", fix) from None
-    if not isinstance(content, dict) or "inputs" not in content:
-        raise ApiError(400, "no_inputs", "the body has no `inputs`", "`inputs`가 없습니다.", fix, field="inputs")
-    inputs = content["inputs"]
-    if not isinstance(inputs, list):
-        raise ApiError(400, "not_a_list", "`inputs` is not a list", "`inputs`는 목록이어야 합니다.", fix, field="inputs")
-    if not inputs:
-        raise ApiError(400, "empty_inputs", "`inputs` is empty", "입력이 비어 있습니다.", fix, field="inputs")
-    return inputs
+    if not isinstance(content, dict) or name not in content:
+        raise ApiError(400, f"no_{name}", f"the body has no `{name}`", f"`{name}`가 없습니다.", fix, field=name)
+    values = content[name]
+    if not isinstance(values, list):
+        raise ApiError(400, "not_a_list", f"`{name}` is not a list", f"`{name}`는 목록이어야 합니다.", fix, field=name)
+    if not values:
+        raise ApiError(400, f"empty_{name}", f"`{name}` is empty", "입력이 비어 있습니다.", fix, field=name)
+    return values

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 #: Longest text that is accepted. Far over what any model reads, short enough that tokenizing it takes milliseconds.
 MAX_CHARACTERS = 10_000
-#: Most texts of one HTTP request.
+#: Most texts of one HTTP request, and most bytes of its body.
 MAX_TEXTS = 1_000
+MAX_BODY_BYTES = 4 * 1024**2
 #: A micro-batch holds at most this many tokens: enough to keep the processor's units busy, few enough to stay in its cache.
 BATCH_TOKENS = 128
 
@@ -83,6 +84,9 @@ class TextPredictor:
         temperature: calibration; logits are divided by it before softmax.
         max_length: tokens that the model reads; what is longer is cut off.
     """
+
+    kind = "text-classification"
+    max_body_bytes = MAX_BODY_BYTES
 
     def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
         """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""

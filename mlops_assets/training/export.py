@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The exported fp32 model may differ from the trained one by this much in a logit.
+#: The exported fp32 model may differ from the trained one by this much in a logit; of logits over 1, by this share of the largest.
 MAX_LOGIT_DIFFERENCE = 1e-4
 #: int8 is kept only when this share of labels stays equal, and accuracy falls by no more than that.
 MIN_EQUAL_LABELS = 0.99
@@ -89,20 +89,21 @@ def export_text_model(model: nn.Module, target: Path, *, vocabulary: int, max_le
         mask = (np.arange(width) < random.integers(2, width + 1, (rows, 1))).astype(np.int64)
         with torch.inference_mode():
             wanted = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
-        found = running.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-        difference = float(np.abs(wanted - found).max())
-        if not difference <= MAX_LOGIT_DIFFERENCE:
-            raise ExportDiffers(
-                f"the exported model's logits differ from the trained one's by {difference:.2g} (allowed {MAX_LOGIT_DIFFERENCE:g}) for "
-                f"{rows} texts of {width} tokens. Nothing was published; compare torch and onnxruntime with requirements.lock."
-            )
+        _same_logits(wanted, running.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0], f"{rows} texts of {width} tokens")
+
+
+def _same_logits(wanted: np.ndarray, found: np.ndarray, inputs: str) -> None:
+    """Raises ExportDiffers."""
+    difference = float(np.abs(wanted - found).max())
+    allowed = MAX_LOGIT_DIFFERENCE * max(1.0, float(np.abs(wanted).max()))  # floats have digits, not decimals
+    if not difference <= allowed:
+        raise ExportDiffers(
+            f"the exported model's logits differ from the trained one's by {difference:.2g} (allowed {allowed:.2g}) for "
+            f"{inputs}. Nothing was published; compare torch and onnxruntime with requirements.lock."
+        )
 
 
 def _export_with_torch(model: nn.Module, target: Path, vocabulary: int) -> None:
-    import contextlib
-    import io
-    import warnings
-
     import torch
 
     class Logits(torch.nn.Module):
@@ -115,18 +116,64 @@ def _export_with_torch(model: nn.Module, target: Path, vocabulary: int) -> None:
 
     ids = torch.randint(0, vocabulary, (3, 7))
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}
+    _to_onnx(Logits().eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, target, shape)
+
+
+def export_image_model(model: nn.Module, target: Path, *, size: int, threads: int = 1) -> None:
+    """Write `model` (`image.classifier`) as ONNX: `images` uint8 [batch, size, size, 3] -> `logits` float32 [batch, classes].
+
+    Raises:
+        ExportDiffers: a logit is off by more than MAX_LOGIT_DIFFERENCE on random images.
+    """
+    import torch
+
+    model = model.eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Any) -> Any:
+            return self.model(images)["logits"]
+
+    random = np.random.default_rng(0)
+
+    def images(rows: int) -> np.ndarray:
+        """Of a few large patches, as photos are: fine noise averages away and would tell nothing."""
+        coarse = random.integers(0, 256, (rows, 4, 4, 3), dtype=np.uint8)
+        step = -(-size // 4)
+        return coarse.repeat(step, axis=1).repeat(step, axis=2)[:, :size, :size]
+
+    _to_onnx(Logits().eval(), {"images": torch.from_numpy(images(2))}, target, {0: torch.export.Dim("batch")})
+    running = session(target, threads)
+    for rows in (1, 3):
+        shown = images(rows)
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(shown))["logits"].numpy()
+        _same_logits(wanted, running.run(["logits"], {"images": shown})[0], f"{rows} images of {size} pixels")
+
+
+def _to_onnx(model: nn.Module, inputs: Mapping[str, Any], target: Path, shape: Mapping[int, Any]) -> None:
+    """torch's own export into one file; `shape` names the axes that vary, the same of every input."""
+    import contextlib
+    import io
+    import warnings
+
+    import torch
+
     # The exporter reports its steps on stdout and warns about axis names; neither says anything to our users.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Logits().eval(),
-            (ids, torch.ones_like(ids)),
+            model,
+            tuple(inputs.values()),
             str(target),
-            input_names=["input_ids", "attention_mask"],
+            input_names=list(inputs),
             output_names=["logits"],
             dynamo=True,
             external_data=False,
-            dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+            dynamic_shapes=dict.fromkeys(inputs, shape),
         )
 
 

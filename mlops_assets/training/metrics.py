@@ -135,6 +135,30 @@ class McNemar:
     exact: bool
 
 
+BOOTSTRAP_ROUNDS, BOOTSTRAP_AT_ONCE = 2000, 50
+
+
+def group_intervals(predicted: np.ndarray, labels: np.ndarray, groups: Sequence[str], *, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % intervals of accuracy, precision, recall, f1 and the number of missed rows of class 1, for two classes.
+
+    A bootstrap over groups, not rows: photos of one piece are right or wrong together, and rows would make intervals too narrow.
+    """
+    names, which = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.zeros((len(names), 4))
+    np.add.at(counts, (which, labels * 2 + predicted), 1)
+    random, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    parts = [random.multinomial(len(names), even, BOOTSTRAP_AT_ONCE) @ counts for _ in range(BOOTSTRAP_ROUNDS // BOOTSTRAP_AT_ONCE)]
+    good, false_alarms, missed, hits = np.concatenate(parts).T
+    figures = {
+        "accuracy": (good + hits) / (good + false_alarms + missed + hits),
+        "precision": hits / np.maximum(1, hits + false_alarms),
+        "recall": hits / np.maximum(1, hits + missed),
+        "f1": 2 * hits / np.maximum(1, 2 * hits + false_alarms + missed),
+        "missed": missed,
+    }
+    return {name: (float(low), float(high)) for name, (low, high) in ((n, np.quantile(v, (0.025, 0.975))) for n, v in figures.items())}
+
+
 EXACT_BELOW = 1000
 
 

@@ -121,3 +121,35 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
     axes.set(xlabel="confidence / 확신도", ylabel="accuracy / 정확도", xlim=(0.0, 1.01), ylim=(0, 1.01))
     axes.legend(loc="upper left")
     return _png(figure)
+
+
+@_in_hangul
+def photos(images: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 4) -> bytes:
+    """Images (uint8 [height, width, 3]) in a grid, each under its caption."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2 * columns, 2.2 * rows + 0.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for number in range(rows * columns):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_axis_off()
+        if number < len(images):
+            axes.imshow(images[number])
+            axes.set_title(captions[number], fontsize=7)
+    return _png_of_photos(figure)
+
+
+def _png_of_photos(figure: Figure) -> bytes:
+    """Photos compress badly: first fewer colours, then fewer pixels, until it fits."""
+    from PIL import Image
+
+    for dpi, colours in ((110, 128), (110, 32), (80, 32), (60, 16), (40, 8)):
+        drawn, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi)
+        Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        if small.tell() <= MAX_BYTES:
+            break
+    return small.getvalue()

@@ -39,6 +39,7 @@ BUCKET_BATCHES = 50
 KEEP_CHECKPOINTS = 2
 LOGS_PER_EPOCH = 40
 MANIFEST = "checkpoint.json"
+TARGETS_REACHED = "targets_reached"
 
 
 class UnsupportedOptimizer(ValueError):
@@ -86,6 +87,12 @@ class Recipe:
     bf16: bool | None = None
     monitor: str = "accuracy"
     """The validation metric whose best moment is kept. `loss` is minimized, everything else maximized."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """Validation metrics that, once all are reached at an evaluation, end the run with that moment's weights."""
+    watched: Mapping[str, float] = field(default_factory=dict)
+    """Validation metric -> the improvement on it that starts patience anew; empty: any on `monitor`."""
+    evaluation_batch_size: int = 256
+    log_every_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Fitted:
 
     Attributes:
         metrics: those of `measure` on validation at the best moment, with `train_minutes`.
-        stopped: `finished`, `early_stopping` or `max_minutes`.
+        stopped: `finished`, `early_stopping`, `max_minutes` or `targets_reached`.
     """
 
     steps: int
@@ -133,6 +140,12 @@ def has_bf16() -> bool:
         return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def gain(metric: str, value: float, than: float | None) -> float:
+    """How much better `value` is than `than` (infinitely, when there is nothing to compare with); of `loss` less is better."""
+    sign = -1.0 if metric == "loss" else 1.0
+    return sign * value + math.inf if than is None else sign * (value - than)
 
 
 # --- batches --------------------------------------------------------------------------------------------------------------------
@@ -221,6 +234,8 @@ class Progress:
     unimproved: int = 0
     seconds: float = 0.0
     stopped: str = "finished"
+    watched: dict[str, float] = field(default_factory=dict)
+    """The figures that the next evaluations must improve on."""
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -415,7 +430,7 @@ def _trainer_class() -> type[Any]:
                 eval_steps=max(1, steps // recipe.evaluations_per_epoch),
                 save_strategy="steps",
                 save_steps=max(1, steps // recipe.checkpoints_per_epoch),
-                logging_steps=max(1, steps // LOGS_PER_EPOCH),
+                logging_steps=1 if recipe.log_every_step else max(1, steps // LOGS_PER_EPOCH),
                 logging_nan_inf_filter=False,
                 report_to="none",
                 disable_tqdm=True,
@@ -437,6 +452,8 @@ def _trainer_class() -> type[Any]:
             """Train to the end, from the checkpoint where there is one; the number of steps."""
             if checkpoint is not None:
                 self._load_from_checkpoint(str(checkpoint))
+                if self.progress.stopped == TARGETS_REACHED:
+                    return checkpoint_step(checkpoint)
                 if self.progress.unimproved >= self.recipe.early_stopping_patience:
                     self.progress.stopped = "early_stopping"  # killed after it had decided to stop
                     return checkpoint_step(checkpoint)
@@ -458,7 +475,7 @@ def _trainer_class() -> type[Any]:
         # Validation.
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            metrics = self.measure(*predict(self._net(), self.validation))
+            metrics = self.measure(*predict(self._net(), self.validation, self.recipe.evaluation_batch_size))
             self._remember(metrics)
             named = {f"validation_{name}": value for name, value in metrics.items()}
             self.log(dict(named))
@@ -466,16 +483,21 @@ def _trainer_class() -> type[Any]:
             return named
 
         def _remember(self, metrics: dict[str, float]) -> None:
-            """Keep the weights when they are the best so far; else count towards early stopping."""
-            name = self.recipe.monitor
-            sign = -1.0 if name == "loss" else 1.0
-            value, progress = sign * metrics[name], self.progress
+            """Keep the weights when they are the best so far or reach the targets; count towards early stopping."""
+            recipe, progress = self.recipe, self.progress
             # NaN compares false: it is never an improvement.
-            if value > sign * progress.best.get(name, -sign * math.inf):
-                progress.best_step, progress.best, progress.unimproved = self.state.global_step, dict(metrics), 0
+            improved = gain(recipe.monitor, metrics[recipe.monitor], progress.best.get(recipe.monitor)) > 0
+            reached = bool(recipe.targets) and all(gain(name, metrics[name], target) >= 0 for name, target in recipe.targets.items())
+            if improved or reached:
+                progress.best_step, progress.best = self.state.global_step, dict(metrics)
                 self.best_weights = {key: tensor.detach().cpu().clone() for key, tensor in self._weights().items()}
-            else:
-                progress.unimproved += 1
+            if reached:
+                progress.stopped = TARGETS_REACHED
+            if recipe.watched:
+                improved = any(gain(name, metrics[name], progress.watched.get(name)) >= delta for name, delta in recipe.watched.items())
+            if improved:
+                progress.watched = {name: metrics[name] for name in recipe.watched}
+            progress.unimproved = 0 if improved else progress.unimproved + 1
 
         def restore_best(self) -> None:
             """Put the best weights into the model and take the autocast wrapper off its forward."""
@@ -566,6 +588,8 @@ def _watcher(run: Any) -> TrainerCallback:
             return control
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            if run.progress.stopped == TARGETS_REACHED:
+                control.should_training_stop = True
             if not control.should_training_stop and run.progress.unimproved >= run.recipe.early_stopping_patience:
                 run.progress.stopped = "early_stopping"
                 control.should_training_stop = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -23,12 +24,11 @@ from mlops_assets_tests.conftest import wait_for
 def small(dagster_settings, tmp_path, monkeypatch):
     """The platform with a model that trains in seconds."""
     configs = tmp_path / "configs"
-    configs.mkdir()
+    shutil.copytree(REPOSITORY / "configs", configs)
     values = yaml.safe_load((REPOSITORY / "configs" / "sentiment.yaml").read_text(encoding="utf-8"))
     model = values["models"]["kcbert"]
     model |= {"layers": 1, "hidden_size": 64, "attention_heads": 2, "intermediate_size": 128, "vocabulary_size": 2000, "guess_weight": 0.0}
     model["training"] |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.003, "evaluations_per_epoch": 1, "checkpoints_per_epoch": 1}
-    (configs / "base.yaml").write_text((REPOSITORY / "configs" / "base.yaml").read_text())
     (configs / "sentiment.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     monkeypatch.setenv("MLOPS_CONFIGS", str(configs))
     return dagster_settings.model_copy(update={"configs": configs})

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -51,6 +53,52 @@ def probabilities(text: str, strength: float) -> list[float]:
     logit = strength * sum(WEIGHTS.get(word, 0.0) for word in words) / len(words)
     positive = 1 / (1 + math.exp(-2 * logit))
     return [1 - positive, positive]
+
+
+def make_image_bundle(folder: Path, *, system: str = "tires", labels: Sequence[str] = ("good", "defective"), size: int = 16) -> Path:
+    """A whole bundle of kind `image-classification`: the brighter the picture, the surer of the second label."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Div", ["mean", "white"], ["bright"]),
+        helper.make_node("Unsqueeze", ["bright", "last"], ["column"]),
+        helper.make_node("MatMul", ["column", "weights"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(255, np.float32), "white"),
+        numpy_helper.from_array(np.array([-1], np.int64), "last"),
+        numpy_helper.from_array(np.array([[0.0, 4.0]], np.float32), "weights"),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", "height", "width", 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    graph = helper.make_graph(nodes, "toy", [images], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    spec = {"format": 1, "kind": "image-classification", "system": system, "labels": list(labels), "image_size": size, "precision": "fp32"}
+    (folder / "bundle.json").write_text(json.dumps(spec | {"calibration": {"temperature": 1.0}}), encoding="utf-8")
+    samples = [{"input": base64.b64encode(png(level)).decode(), "probs": brightness_probabilities(level)} for level in (0, 200)]
+    (folder / "golden.json").write_text(json.dumps({"samples": samples, "tolerance": 0.02}), encoding="utf-8")
+    return folder
+
+
+def png(level: int, size: int = 20) -> bytes:
+    """A grey square."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), (level, level, level)).save(file, "PNG")
+    return file.getvalue()
+
+
+def brightness_probabilities(level: int) -> list[float]:
+    """What the image bundle answers, computed apart from it: [good, defective]."""
+    second = 1 / (1 + math.exp(-4 * level / 255))
+    return [1 - second, second]
 
 
 def _graph(path: Path, strength: float, endless: bool) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from mlops_assets.serving import app as serving
 from mlops_assets.serving.answers import Answer, AnswerLog
-from mlops_assets.serving.routes import MAX_BODY_BYTES
+from mlops_assets.serving.text import MAX_BODY_BYTES
 from mlops_assets.settings import Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World, config_of

@@ -118,3 +118,17 @@ def test_control_an_unpaired_test_misses_what_the_paired_one_sees() -> None:
 def test_different_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="same rows: 1 against 2"):
         metrics.mcnemar([True], [True, False])
+
+
+def test_intervals_over_groups_are_wider_than_over_rows() -> None:
+    """Ten pieces of ten photos each, of a piece all right or all wrong: 100 rows, but only 10 independent answers."""
+    labels = np.tile([0, 1], 50)
+    right = np.repeat(np.arange(10) < 8, 10)
+    predicted = np.where(right, labels, 1 - labels)
+    pieces, alone = [f"piece {i // 10}" for i in range(100)], [str(i) for i in range(100)]
+    by_piece, by_row = metrics.group_intervals(predicted, labels, pieces), metrics.group_intervals(predicted, labels, alone)
+    (low, high), (narrow_low, narrow_high) = by_piece["accuracy"], by_row["accuracy"]
+    assert low <= 0.6 < narrow_low < 0.8 < narrow_high < high
+    assert by_piece["missed"][0] <= 10 <= by_piece["missed"][1]
+    assert metrics.group_intervals(predicted, labels, pieces) == by_piece, "the same whenever it is asked"
+    assert metrics.group_intervals(labels, labels, pieces)["f1"] == (1.0, 1.0)

@@ -49,3 +49,9 @@ def test_control_without_the_font_hangul_is_boxes(monkeypatch: pytest.MonkeyPatc
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="missing from font"):
             plots.confusion_matrix(np.array([[1, 2], [3, 4]]), LABELS)
+
+
+def test_photos_fit_into_an_event() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 96, 96, 3), dtype=np.uint8)
+    drawn = plots.photos(list(noise), [f"결함 {i}" for i in range(9)], "Worst errors / 오류")
+    assert drawn.startswith(b"\x89PNG") and len(drawn) <= plots.MAX_BYTES

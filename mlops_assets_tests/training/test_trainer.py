@@ -160,6 +160,30 @@ def test_early_stop_is_not_forgotten_by_a_kill(tmp_path: Path) -> None:
     assert (again.stopped, again.steps, again.best_step) == ("early_stopping", 8, 4)
 
 
+def test_reached_targets_are_not_forgotten_by_a_kill(tmp_path: Path) -> None:
+    """They end the run with that moment's weights, although an earlier moment was better on the monitored figure."""
+    recipe = dataclasses.replace(tiny.RECIPE, evaluations_per_epoch=3, targets={"loss": 0.5, "f1": 0.9})
+    figures = [{"accuracy": 0.9, "loss": 0.4, "f1": 0.8}, {"accuracy": 0.8, "loss": 0.5, "f1": 0.9}]
+
+    def told(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return figures.pop(0)
+
+    first = tiny.fit(tmp_path, recipe=recipe, measured=told)
+    assert (first.stopped, first.steps, first.best_step) == (trainer.TARGETS_REACHED, 8, 8)
+    again = tiny.fit(tmp_path, recipe=recipe, measured=told)
+    assert (again.stopped, again.steps, again.best_step) == (trainer.TARGETS_REACHED, 8, 8)
+
+
+def test_patience_starts_anew_when_any_watched_figure_improves_enough(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        tiny.RECIPE, early_stopping_patience=2, evaluations_per_epoch=3, watched={"loss": 0.1, "accuracy": 0.1}, monitor="loss"
+    )
+    losses, accuracies = iter((0.9, 0.85, 0.9, 0.89, 0.88)), iter((0.5, 0.5, 0.62, 0.65, 0.69))
+    fitted = tiny.fit(tmp_path, recipe=recipe, measured=lambda *_: {"loss": next(losses), "accuracy": next(accuracies)})
+    assert (fitted.stopped, fitted.steps) == ("early_stopping", 20), "the third evaluation improves accuracy enough, then two do not"
+    assert fitted.best_step == 8, "the least loss"
+
+
 # --- the run --------------------------------------------------------------------------------------------------------------------
 
 

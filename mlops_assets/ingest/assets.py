@@ -1,0 +1,141 @@
+"""The data half's common part as Dagster definitions: the asset `dataset` of every system, and what shells of data assets need.
+
+Belongs here: what is the same whatever a row is. Does not belong here: any rule (`lifecycle/dataset.py`, the systems' `data.py`), the model
+half (`lifecycle/assets.py`).
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from mlops_assets.lifecycle import dataset as versions
+from mlops_assets.lifecycle.assets import dataset_versions, key_of, mark
+from mlops_assets.resources.object_store import ObjectStoreResource
+from mlops_assets.resources.postgres import PostgresResource
+from mlops_assets.settings import Settings, git_commit
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+SHOWN = 20
+
+
+class DatasetConfig(dg.Config):
+    """How a version that is frozen already is verified."""
+
+    deep: bool = Field(default=True, description="Read every byte again; false: only that each object is there with its size.")
+
+
+def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.AssetsDefinition:
+    """`dataset` of `system`: the version's bytes, frozen."""
+
+    @dg.asset(
+        key=key_of(system, "", "dataset"),
+        description="The bytes of one dataset version, frozen: a manifest over copies that nothing changes. Again, it is only verified.",
+        kinds={"parquet", "postgres"},
+        code_version=code_version(Path(versions.__file__)),
+        group_name=system,
+        partitions_def=dataset_versions(system),
+        owners=list(owners) or None,
+    )
+    def dataset(
+        context: dg.AssetExecutionContext, config: DatasetConfig, store: ObjectStoreResource, postgres: PostgresResource
+    ) -> dg.MaterializeResult[None]:
+        with postgres.engine() as engine, scratch_folder(settings) as scratch, failures(context):
+            manifest = versions.freeze(
+                engine,
+                store.open(),
+                system,
+                context.partition_key,
+                max_object_bytes=settings.max_object_bytes,
+                scratch=scratch,
+                deep=config.deep,
+            )
+            quarantined = _quarantined_objects(engine, system, context.partition_key)
+        return dg.MaterializeResult(
+            metadata={
+                "dataset_version": manifest.version,
+                "manifest_sha256": manifest.sha256,
+                "parent": manifest.parent or "none",
+                "git_commit": git_commit(),
+                "dagster/uri": store.open().uri(manifest.key),
+                "dagster/row_count": len(manifest.entries),
+                "bytes": manifest.size,
+                "objects": table([{"key": e.key, "bytes": e.size, "sha256": e.sha256[:12]} for e in manifest.entries[:SHOWN]]),
+                "quarantined_objects": len(quarantined),
+                **({"quarantine": table(quarantined[:SHOWN])} if quarantined else {}),
+            },
+            data_version=dg.DataVersion(manifest.sha256),
+        )
+
+    return dataset
+
+
+def code_version(*sources: Path) -> str:
+    """Changes when, and only when, the text of one of `sources` does."""
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def failures(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Trying again cannot help: a sentence instead of a stack trace, and a refusal is told from a breakdown."""
+    try:
+        yield
+    except versions.NothingLeft as error:
+        mark(context, "refused")
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+    except versions.DatasetError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+@contextmanager
+def scratch_folder(settings: Settings) -> Iterator[Path]:
+    """A folder under the home (not /tmp, which may be small), gone afterwards."""
+    parent = settings.home / "scratch"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def quarantined_rows(engine: "Engine", system: str, version: str) -> list[dict[str, Any]]:
+    """The first few rows of each reason."""
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT reason_code, source, line, excerpt FROM "
+                "(SELECT *, row_number() OVER (PARTITION BY reason_code ORDER BY source, line) AS nth FROM quarantined_row "
+                "WHERE system = :s AND version = :v) q WHERE nth <= 3 ORDER BY reason_code, source, line"
+            ),
+            {"s": system, "v": version},
+        )
+        return [dict(row) for row in rows.mappings()]
+
+
+def _quarantined_objects(engine: "Engine", system: str, version: str) -> list[dict[str, Any]]:
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT key, reason_code, reason FROM landing_object "
+                "WHERE system = :s AND version = :v AND state = 'quarantined' ORDER BY key"
+            ),
+            {"s": system, "v": version},
+        )
+        return [dict(row) for row in rows.mappings()]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as Dagster's own table."""
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])

@@ -1,0 +1,178 @@
+"""The one predictor for image classification: evaluation, server, CLI and Python callers all run a bundle through this class.
+
+Belongs here: limits of a request, base64, batches, ONNX Runtime, calibration. Does not belong here: decoding (`mlops_assets/images.py`),
+HTTP, which bundle is served (`models.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mlops_assets.images import DEFAULT, BadImage, check_size, to_array
+from mlops_assets.lifecycle.bundle import BadBundle
+from mlops_assets.serving.text import BadInput, open_session, softmax
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+KIND = "image-classification"
+#: Most pictures of one HTTP request, and most bytes of its body.
+MAX_IMAGES = 32
+MAX_BODY_BYTES = 64 * 1024**2
+#: Pictures that go through the graph together: activations of a large network at 256 x 256 take tens of megabytes each.
+BATCH_IMAGES = 8
+
+
+class Picture(NamedTuple):
+    """An input that knows where it stood in its request: rounds of the engine cut requests in pieces, errors must name the right file."""
+
+    data: bytes | str
+    """Encoded bytes, or base64 of them."""
+    field: str
+    file: str | None = None
+
+
+class ImagePredictor:
+    """A loaded bundle of kind `image-classification`. Safe to call from several threads; one caller at a time is fastest.
+
+    Attributes:
+        labels: class names in the order of the logits.
+        temperature: calibration; logits are divided by it before softmax.
+        size: width and height that the model reads; pictures are resized to it.
+    """
+
+    kind = KIND
+    max_body_bytes = MAX_BODY_BYTES
+
+    def __init__(self, session: InferenceSession, spec: dict[str, Any]) -> None:
+        self.labels: list[str] = list(spec["labels"])
+        self.system: str = spec["system"]
+        self.size = int(spec["image_size"])
+        self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
+        self._session = session
+
+    def check(self, inputs: Sequence[Any]) -> None:
+        """The limits of one request that need no decoding. Raises BadInput: `too_many`, `not_base64`,
+        `not_image_data`, `empty_file`, `too_large_file`."""
+        check_count(len(inputs))
+        for number, one in enumerate(inputs):
+            picture = _picture(one, number)
+            size = len(picture.data) if isinstance(picture.data, bytes) else len(picture.data) * 3 // 4 - 2
+            if not picture.data or size > DEFAULT.max_bytes:
+                _bytes(picture)  # says which; base64 is decoded here only to be refused
+
+    def predict_logits(self, inputs: Sequence[Any]) -> np.ndarray:
+        """float32 [len(inputs), len(labels)], in order, before calibration. Raises BadInput."""
+        pictures = [_picture(one, number) for number, one in enumerate(inputs)]
+        logits = np.empty((len(pictures), len(self.labels)), np.float32)
+        for start in range(0, len(pictures), BATCH_IMAGES):
+            batch = np.stack([self._pixels(picture) for picture in pictures[start : start + BATCH_IMAGES]])
+            logits[start : start + len(batch)] = self.logits_of(batch)
+        return logits
+
+    def logits_of(self, images: np.ndarray) -> np.ndarray:
+        """float32 [batch, labels] of uint8 [batch, size, size, 3] RGB: for callers whose pictures are decoded already."""
+        return np.asarray(self._session.run(["logits"], {"images": images})[0])
+
+    def probabilities(self, inputs: Sequence[Any]) -> np.ndarray:
+        """float32 [len(inputs), len(labels)], calibrated. Raises BadInput."""
+        return softmax(self.predict_logits(inputs) / self.temperature)
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """One `{"label", "confidence", "probs"}` per picture, in order, with `file` where a name came with it.
+
+        Args:
+            inputs: encoded bytes, base64 of them, or `Picture`.
+
+        Raises:
+            BadInput (a ValueError): a picture that is refused; its code is that of `images.BadImage` or `not_base64`, `not_image_data`.
+        """
+        answers = []
+        for number, row in enumerate(self.probabilities(inputs).tolist() if inputs else []):
+            best = max(range(len(row)), key=row.__getitem__)
+            name = _picture(inputs[number], number).file
+            answer = {"label": self.labels[best], "confidence": row[best], "probs": dict(zip(self.labels, row, strict=True))}
+            answers.append(answer if name is None else {"file": name} | answer)
+        return answers
+
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        try:
+            return to_array(_bytes(picture), self.size)
+        except BadImage as error:
+            raise _refused(error, picture) from None
+
+
+def check_count(count: int, field: str = "inputs") -> None:
+    if count > MAX_IMAGES:
+        message = f"{count} pictures in one request, at most {MAX_IMAGES}"
+        korean = f"한 번에 이미지 {MAX_IMAGES}개까지 보낼 수 있습니다."
+        fix = f"Send {MAX_IMAGES} pictures or fewer per request."
+        raise BadInput("too_many", message, korean, field=field, limit=MAX_IMAGES, fix=fix)
+
+
+def _picture(one: Any, number: int) -> Picture:
+    if isinstance(one, Picture):
+        return one
+    field = f"inputs[{number}]"
+    if not isinstance(one, bytes | str):
+        message, fix = f"{field} is {type(one).__name__}, not a picture", "Send base64 of image files, or multipart `files`."
+        raise BadInput("not_image_data", message, f"{field}: 이미지가 아닙니다.", field=field, fix=fix)
+    return Picture(one, field)
+
+
+def _bytes(picture: Picture) -> bytes:
+    """The encoded bytes, within their limits. Raises BadInput."""
+    data = picture.data
+    if isinstance(data, str):
+        try:
+            data = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            message, fix = (
+                f"{picture.field} is not base64: {error}",
+                "Send the file's bytes in base64, or the file itself as multipart `files`.",
+            )
+            raise BadInput("not_base64", message, f"{picture.field}: base64가 아닙니다.", field=picture.field, fix=fix) from None
+    try:
+        check_size(data)
+    except BadImage as error:
+        raise _refused(error, picture) from None
+    return data
+
+
+def _refused(error: BadImage, picture: Picture) -> BadInput:
+    where = picture.field if picture.file is None else f"{picture.field} ({picture.file[:100]})"
+    korean = f"{where}: {error.message_ko}"
+    return BadInput(error.code, f"{where}: {error.message}", korean, field=picture.field, limit=error.limit, fix=error.fix)
+
+
+def load_image_predictor(folder: Path, threads: int) -> ImagePredictor:
+    """The predictor of a bundle folder (`bundle.json`, `model.onnx`). The folder's digest is the caller's to check.
+
+    Raises:
+        ValueError: another kind or format of bundle, or a model whose inputs and outputs are not those of one.
+        BadBundle: `wrong_labels`: not as many labels as logits.
+    """
+    spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    if (spec.get("format"), spec.get("kind")) != (1, KIND):
+        raise ValueError(f"the bundle has format {spec.get('format')!r}, kind {spec.get('kind')!r}: this reads format 1, {KIND}")
+    temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"calibration temperature {temperature} is not a positive number")
+    if not 8 <= int(spec["image_size"]) <= 2048:
+        raise ValueError(f"image_size {spec['image_size']} is not between 8 and 2048")
+    session = open_session(folder / "model.onnx", threads)
+    inputs = {i.name: i.type for i in session.get_inputs()}
+    outputs = {o.name: o.shape for o in session.get_outputs()}
+    if inputs != {"images": "tensor(uint8)"} or "logits" not in outputs:
+        raise ValueError(f"model.onnx takes {inputs} and gives {sorted(outputs)}, not uint8 images and logits")
+    width = outputs["logits"][-1]
+    if isinstance(width, int) and width != len(spec["labels"]):
+        raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
+    return ImagePredictor(session, spec)

@@ -1,0 +1,1 @@
+"""Photos of tires, good or defective (정상 / 결함)."""

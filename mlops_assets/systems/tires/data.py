@@ -1,0 +1,904 @@
+"""Photos of tires: from the frozen files of a dataset version to the cleaned table. Every file and every item of an index ends as accepted
+or quarantined with a reason.
+
+A row is one claim that a picture has a label: an item of a JSON index, or a picture in a folder that no index names. Belongs here: reading
+both forms, the rules, the families that never cross a split, the table. Does not belong here: training, Dagster, decoding (`images.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mlops_assets import crash, images
+from mlops_assets.database import copy_rows
+from mlops_assets.lifecycle import dataset
+from mlops_assets.lifecycle.system import CleanedTable
+from mlops_assets.settings import canonical
+from mlops_assets.systems.tires.config import LABELS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    from PIL import Image
+    from sqlalchemy import Connection, Engine
+
+    from mlops_assets.lifecycle.dataset import Entry, Manifest, PublishedTable
+    from mlops_assets.store import ObjectStore
+    from mlops_assets.systems.tires.config import DatasetSection
+
+SYSTEM: Final = "tires"
+LABELS_KO: Final = {0: "정상", 1: "결함"}
+
+#: Why a row is turned away -> what that means, for the metadata. Those of `images.BadImage` among them.
+ROW_REASONS: Final = {
+    "mask": "a mask beside the photo of the same name",
+    "malformed_row": "an item of an index without a text FilePath and a label_value",
+    "outside_dataset": "an item of an index whose FilePath leads out of the data set",
+    "missing_file": "an item of an index whose FilePath names no file of the version",
+    "unknown_label": "neither its folders nor its label_value is a label in configs/tires.yaml",
+    "empty_file": "no byte",
+    "too_large_file": "more bytes than a picture may have",
+    "not_an_image": "bytes that are no picture",
+    "bad_format": "a picture of another format than JPEG, PNG, WEBP and BMP",
+    "too_many_pixels": "more pixels than a picture may have",
+    "truncated": "a picture that ends too early, or is damaged",
+    "animated": "several frames",
+    "wrong_extension": "a name that says another format than the bytes have",
+    "conflicting_labels": "the same picture with both labels",
+    "duplicate_image": "an earlier row has the same picture",
+    "near_duplicate_in_train": "like a picture, or of the same piece, that training or validation has had since an earlier version",
+    "in_other_split": "earlier versions have the picture in one split and its group in another",
+}
+FILE_REASONS: Final = {
+    "unexpected_file": "is neither a picture nor an index of configs/tires.yaml",
+    "empty_file": "holds no byte",
+    "too_large_index": "is too large for an index",
+    "not_json": "is not JSON in UTF-8",
+    "wrong_shape": "has no list at annotation.data, or an empty one",
+}
+
+#: What a name promises -> what the bytes must be. Of the others it is known that they are pictures; decoding says why they are refused.
+SUFFIXES: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".dib": "BMP"}
+OTHER_SUFFIXES: Final = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".ico", ".svg"})
+
+MAX_INDEX_BYTES: Final = 256 * 1024**2
+SHARD_BYTES: Final = 64 * 1024**2
+ROW_GROUP_BYTES: Final = 8 * 1024**2
+EXCERPT: Final = 200
+#: Cells per side of the perceptual hash: 256 bits.
+HASH_SIDE: Final = 16
+#: Hashes compared with all others at once: of 100,000 pictures, 100 MB.
+NEAR_BLOCK: Final = 128
+SHEET_PER_LABEL: Final = 16
+EXAMPLES: Final = 20
+
+
+# --- files to rows --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row (or file) that is turned away: a code of ROW_REASONS (FILE_REASONS) and what was seen."""
+
+    code: str
+    excerpt: str
+
+
+@dataclass
+class Row:
+    """One claim: `source` and `line` say where it stands (the item of an index, from 1; 0 is a picture's own file).
+
+    `rejected` is set by the first rule that turns it away; it keeps its `entry`, if it has one, for the account of files.
+    """
+
+    source: str
+    line: int
+    name: str
+    entry: Entry | None = None
+    label: int | None = None
+    group: str | None = None
+    rejected: Rejected | None = None
+
+    def reject(self, code: str, excerpt: str = "") -> None:
+        self.rejected = Rejected(code, (excerpt or self.name).replace("\x00", "\ufffd")[:EXCERPT])
+
+    @property
+    def sha256(self) -> str:
+        assert self.entry is not None
+        return self.entry.sha256
+
+    @property
+    def group_key(self) -> bytes:
+        """The group in the split ledger; a photo without one is its own, whatever its name."""
+        return bytes.fromhex(self.sha256) if self.group is None else hashlib.sha256(b"group\0" + self.group.encode()).digest()
+
+    @property
+    def keys(self) -> tuple[bytes, bytes]:
+        """What the ledger remembers of it: its group and its bytes, which may come again under another name."""
+        return self.group_key, bytes.fromhex(self.sha256)
+
+
+@dataclass
+class Scanned:
+    """The rows of a version in the order of its files (the parent's first), its indexes, and the files turned away as a whole."""
+
+    rows: list[Row] = field(default_factory=list)
+    indexes: dict[str, Entry] = field(default_factory=dict)
+    refused: dict[str, tuple[Entry, Rejected]] = field(default_factory=dict)
+
+    def alive(self) -> list[Row]:
+        return [row for row in self.rows if row.rejected is None]
+
+    def files(self) -> dict[str, int]:
+        """How many files are what; together they are all files of the manifest."""
+        others = {entry.key for entry in self.indexes.values()} | {entry.key for entry, _ in self.refused.values()}
+        pictures = {row.entry.key for row in self.rows if row.entry is not None} - others
+        return {"pictures": len(pictures), "indexes": len(self.indexes), "refused": len(self.refused)}
+
+
+def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Scanned:
+    """The rows of both landing forms, each with its label and group or the first reason against it. Reads indexes, not pictures."""
+    ordered = sorted(manifest.entries, key=lambda entry: (entry.from_version == manifest.version, entry.from_version, entry.path))
+    names = {entry.key: _name_of(entry, manifest) for entry in ordered}
+    done = Scanned()
+    readers = _Labels(section)
+    by_path = _Paths(ordered)
+    for entry in (entry for entry in ordered if _matches(entry.path, section.index_files)):
+        items = _read_index(store, entry)
+        if isinstance(items, Rejected):
+            done.refused[names[entry.key]] = (entry, items)
+            continue
+        done.indexes[names[entry.key]] = entry
+        done.rows += [_indexed(names, entry, number, item, by_path, readers) for number, item in enumerate(items, start=1)]
+    named = {row.entry.key for row in done.rows if row.entry is not None}
+    for entry in ordered:
+        if entry.key in named or names[entry.key] in done.refused or names[entry.key] in done.indexes:
+            continue
+        if _suffix(entry.path) not in SUFFIXES and _suffix(entry.path) not in OTHER_SUFFIXES:
+            done.refused[names[entry.key]] = (entry, Rejected("unexpected_file", posixpath.basename(entry.path)))
+            continue
+        row = Row(names[entry.key], 0, names[entry.key], entry, readers.of_folder(entry.path))
+        if row.label is None:
+            row.reject("unknown_label")
+        done.rows.append(row)
+    _set_masks_aside(done.rows, ordered, section)
+    for row in done.rows:
+        row.group = _group_of(row.name, section)
+    return done
+
+
+def _name_of(entry: Entry, manifest: Manifest) -> str:
+    return entry.path if entry.from_version == manifest.version else f"{entry.from_version}/{entry.path}"
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    base = posixpath.basename(path).lower()
+    return any(fnmatchcase(base, pattern.lower()) for pattern in patterns)
+
+
+def _plain(text: str) -> str:
+    """Korean names come decomposed from some file systems; case is nobody's meaning."""
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+class _Labels:
+    """Names of folders and values of `label_value` -> label number."""
+
+    def __init__(self, section: DatasetSection) -> None:
+        self.known = {_plain(name): number for number, label in LABELS.items() for name in section.labels[label]}
+
+    def of_folder(self, path: str) -> int | None:
+        """That of the nearest folder that is one."""
+        folders = reversed(path.split("/")[:-1])
+        return next((self.known[name] for name in map(_plain, folders) if name in self.known), None)
+
+    def of_value(self, value: object) -> int | None:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            return None
+        return self.known.get(_plain(str(value)))
+
+
+class _Paths:
+    """Which entry a FilePath of an index means."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.own: dict[tuple[str, str], Entry] = {}
+        self.any: dict[str, Entry] = {}
+        for entry in entries:
+            path = unicodedata.normalize("NFC", entry.path)
+            self.own[entry.from_version, path] = self.any[path] = entry
+
+    def find(self, index: Entry, given: str) -> Entry | Rejected:
+        """From the version's root or else the index's folder; the index's own version before those it extends."""
+        wanted = unicodedata.normalize("NFC", given)
+        path = posixpath.normpath(wanted)
+        # A data set names its own files: neither a drive, nor an address, nor a way up, nor a root.
+        if not wanted.strip() or re.search(r"[\x00-\x1f\\:]", wanted) or path.startswith(("/", "..")) or ".." in wanted.split("/"):
+            return Rejected("outside_dataset", given)
+        beside = posixpath.join(posixpath.dirname(index.path), path)
+        for candidate in (path, beside):
+            found = self.own.get((index.from_version, candidate)) or self.any.get(candidate)
+            if found is not None:
+                return found
+        return Rejected("missing_file", given)
+
+
+def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
+    """The items of an index, unjudged, or why the file is none."""
+    if entry.size == 0:
+        return Rejected("empty_file", "0 bytes")
+    if entry.size > MAX_INDEX_BYTES:
+        return Rejected("too_large_index", f"{entry.size} bytes, the limit is {MAX_INDEX_BYTES}")
+    data = b"".join(dataset.open_entry(store, entry))
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return Rejected("not_json", str(error)[:EXCERPT])
+    annotation = content.get("annotation") if isinstance(content, dict) else None
+    items = annotation.get("data") if isinstance(annotation, dict) else None
+    if not isinstance(items, list) or not items:
+        return Rejected("wrong_shape", f"found {type(content).__name__}: {str(content)[:80]}")
+    return items
+
+
+def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, paths: _Paths, labels: _Labels) -> Row:
+    """One item of an index as a row."""
+    row = Row(names[index.key], number, str(item)[:EXCERPT])
+    path = item.get("FilePath") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or not isinstance(path, str) or item.get("label_value") is None:
+        row.reject("malformed_row")
+        return row
+    found = paths.find(index, path)
+    if isinstance(found, Rejected):
+        row.reject(found.code, found.excerpt)
+        return row
+    row.entry, row.name, row.label = found, names[found.key], labels.of_value(item["label_value"])
+    folder = labels.of_folder(found.path)
+    if row.label is None:
+        row.reject("unknown_label", f"{item['label_value']!r} of {path}")
+    elif folder is not None and folder != row.label:
+        row.reject("conflicting_labels", f"{path}: {LABELS[row.label]} in the index, {LABELS[folder]} by its folder")
+    return row
+
+
+def _set_masks_aside(rows: Iterable[Row], entries: Iterable[Entry], section: DatasetSection) -> None:
+    beside: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if _suffix(entry.path) in SUFFIXES:
+            beside[posixpath.splitext(entry.key)[0]].add(entry.key)
+    for row in rows:
+        if row.entry is None or not _matches(row.entry.path, section.ignored_files):
+            continue
+        photos = beside[posixpath.splitext(row.entry.key)[0]] - {row.entry.key}
+        if any(not _matches(key, section.ignored_files) for key in photos):
+            row.reject("mask")
+
+
+def _group_of(name: str, section: DatasetSection) -> str | None:
+    found = re.search(section.group_pattern, posixpath.basename(name)) if section.group_pattern else None
+    if found is None:
+        return None
+    return (found.group(1) if found.re.groups else None) or found.group(0)
+
+
+# --- rows to pictures -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a decoded picture: pixels and 256 bits of perceptual hash (4 x uint64)."""
+
+    width: int
+    height: int
+    bits: np.ndarray
+
+
+def keep_one_of_each(rows: Iterable[Row]) -> None:
+    """The same bytes twice: with one label the first row stays, with both labels none does."""
+    same: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        same[row.sha256].append(row)
+    for found in same.values():
+        labels = {row.label for row in found}
+        for row in found if len(labels) > 1 else found[1:]:
+            other = next(o for o in found if (o.label != row.label if len(labels) > 1 else o is found[0]))
+            row.reject("conflicting_labels" if len(labels) > 1 else "duplicate_image", f"{row.name} = {other.name}")
+
+
+def inspect(store: ObjectStore, rows: Sequence[Row], folder: Path, threads: int) -> dict[str, Picture]:
+    """Bring each picture to `folder/<sha256>`, decode it, and turn away what cannot be used; digest -> what is known of the others.
+
+    Bytes come over the network many at a time; a decoded picture may take 200 MB, so only `threads` are in memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(row: Row) -> None:
+        assert row.entry is not None
+        if 0 < row.entry.size <= images.DEFAULT.max_bytes:
+            (folder / row.sha256).write_bytes(b"".join(dataset.open_entry(store, row.entry)))
+
+    def look(row: Row) -> Picture | None:
+        assert row.entry is not None
+        size = row.entry.size
+        if not 0 < size <= images.DEFAULT.max_bytes:
+            row.reject("too_large_file" if size else "empty_file", f"{row.name}: {size} bytes")
+            return None
+        data = (folder / row.sha256).read_bytes()
+        try:
+            picture = images.decode(data)
+        except images.BadImage as error:
+            row.reject(error.code, f"{row.name}: {error.message}")
+            return None
+        promised, found = SUFFIXES.get(_suffix(row.name), "another format"), _format_of(data)
+        if promised != found:
+            row.reject("wrong_extension", f"{row.name}: {found}")
+            return None
+        return Picture(picture.width, picture.height, difference_hash(picture))
+
+    with ThreadPoolExecutor(dataset.COPIES_AT_ONCE) as pool:
+        list(pool.map(fetch, rows))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        looked = list(pool.map(look, rows))
+    return {row.sha256: picture for row, picture in zip(rows, looked, strict=True) if picture is not None}
+
+
+def _format_of(data: bytes) -> str:
+    """By the first bytes of what was decoded already."""
+    magic = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WEBP"), (b"BM", "BMP"))
+    return next((name for start, name in magic if data.startswith(start)), "unknown")
+
+
+def difference_hash(picture: Image.Image) -> np.ndarray:
+    """256 bits (uint64 [4]): which of 16 x 16 cells are brighter than the one to their left. Size, quality and exposure barely matter."""
+    import numpy as np
+    from PIL import Image
+
+    cells = np.asarray(picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.int16)
+    return np.packbits(cells[:, 1:] > cells[:, :-1]).view(np.uint64)
+
+
+def near_pairs(bits: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
+    """Pairs (i < j) of rows of `bits` (uint64 [n, 4]) that differ in no more bits than `at_most`. Quadratic: a minute for 100,000."""
+    import numpy as np
+
+    for start in range(0, len(bits), NEAR_BLOCK):
+        block = bits[start : start + NEAR_BLOCK]
+        apart = np.zeros((len(block), len(bits) - start), dtype=np.uint16)
+        for word in range(bits.shape[1]):
+            apart += np.bitwise_count(block[:, word, None] ^ bits[None, start:, word])
+        for i, j in zip(*np.nonzero(apart <= at_most), strict=True):
+            if i < j:
+                yield start + int(i), start + int(j)
+
+
+# --- families and splits --------------------------------------------------------------------------------------------------------
+
+
+class _Union:
+    """Disjoint sets of the numbers 0..n-1."""
+
+    def __init__(self, size: int) -> None:
+        self.parent = list(range(size))
+
+    def find(self, item: int) -> int:
+        while self.parent[item] != item:
+            self.parent[item] = self.parent[self.parent[item]]
+            item = self.parent[item]
+        return item
+
+    def join(self, one: int, other: int) -> None:
+        low, high = sorted((self.find(one), self.find(other)))
+        self.parent[high] = low
+
+
+def families(rows: Sequence[Row], pairs: Iterable[tuple[int, int]], section: DatasetSection) -> list[list[Row]]:
+    """Rows that must be on one side of a split: of one group, of one series of frames, or near duplicates; and so on in a chain.
+
+    A near duplicate moves with its like instead of being thrown away: nothing is lost, and nothing is measured on what was trained on.
+    """
+    union = _Union(len(rows))
+    first: dict[bytes, int] = {}
+    for number, row in enumerate(rows):
+        for key in row.keys:
+            union.join(number, first.setdefault(key, number))
+    if section.series_gap is not None:
+        for label in LABELS:
+            frames = sorted(
+                (int(row.group or 0), number) for number, row in enumerate(rows) if row.label == label and _is_number(row.group)
+            )
+            for (low, one), (high, other) in zip(frames, frames[1:], strict=False):
+                if high - low <= section.series_gap:
+                    union.join(one, other)
+    for one, other in pairs:
+        union.join(one, other)
+    found: dict[int, list[Row]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        found[union.find(number)].append(row)
+    return list(found.values())
+
+
+def _is_number(group: str | None) -> bool:
+    return group is not None and group.isascii() and group.isdigit() and len(group) < 19
+
+
+def assign(engine: Engine, manifest: Manifest, related: Sequence[Sequence[Row]], section: DatasetSection) -> dict[str, str]:
+    """Digest -> split of the rows that stay. A family new to the ledger falls by hash; a known one stays where it was first.
+
+    Where earlier versions put parts of a family in different splits (they did not know that these belong together), only the part in
+    train stays, or else the one in validation: what is measured on was never trained on. Nothing moves, as the ledger never changes.
+    """
+    with engine.begin() as connection:
+        known = _remembered(connection, {key for family in related for row in family for key in row.keys})
+        wanted: dict[bytes, str] = {}
+        for family in related:
+            before = {known[key] for row in family for key in row.keys if key in known}
+            split = next((split for split in dataset.SPLITS if split in before), None) or _by_hash(family, section)
+            wanted |= dict.fromkeys((key for row in family for key in row.keys), split)
+        claimed = dataset.assign_splits(connection, manifest.system, manifest.version, wanted.items())
+    crash.reach("cleaned.after_splits")
+    splits: dict[str, str] = {}
+    for family in related:
+        for row in family:
+            group, own = (claimed[key] for key in row.keys)
+            if group != own:
+                row.reject("in_other_split", f"{row.name}: its group {group}, itself {own}")
+            else:
+                splits[row.sha256] = group
+        staying = [row for row in family if row.rejected is None]
+        first = min(staying, key=lambda row: dataset.SPLITS.index(splits[row.sha256]), default=None)
+        for row in staying:
+            if first is not None and splits[row.sha256] != splits[first.sha256]:
+                row.reject(
+                    "near_duplicate_in_train", f"{row.name} ({splits.pop(row.sha256)}) is like {first.name} ({splits[first.sha256]})"
+                )
+    return splits
+
+
+def _by_hash(family: Sequence[Row], section: DatasetSection) -> str:
+    """Where a family falls: the same on every machine. Hashed once more, as the least of several digests is not evenly spread."""
+    digest = hashlib.sha256(min(row.group_key for row in family)).digest()
+    unit = int.from_bytes(digest[:6], "big") / (1 << 48)
+    if unit < section.holdout_fraction:
+        return "holdout"
+    return "validation" if unit < section.holdout_fraction + section.validation_fraction else "train"
+
+
+def _remembered(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, str]:
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text("SELECT group_sha256, split FROM split_ledger WHERE system = :s AND group_sha256 = ANY(:k)"), {"s": SYSTEM, "k": list(keys)}
+    )
+    return {bytes(key): str(split) for key, split in rows}
+
+
+# --- cleaning -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The cleaned table and the account of every row and file.
+
+    Attributes:
+        quarantined: reason code -> rows.
+        splits: split -> rows.
+        labels: label -> rows.
+        refused_files: source -> reason code.
+        near_duplicates: `pairs`, `pairs_across_labels`, `families` of more than one picture and the `largest_family`.
+        alike: the first pairs with different labels, for people: a mistaken label, or a small defect.
+        unchanged: the table was there already, made by the same rules.
+    """
+
+    table: PublishedTable
+    rows_in: int
+    accepted: int
+    quarantined: Mapping[str, int]
+    splits: Mapping[str, int]
+    labels: Mapping[str, int]
+    refused_files: Mapping[str, str]
+    near_duplicates: Mapping[str, int]
+    alike: Sequence[Sequence[str]]
+    unchanged: bool = False
+
+
+@dataclass
+class _Judged:
+    """All rules applied: the rows that stay in the table's order, with what the table and the report want of them."""
+
+    rows: list[Row]
+    pictures: Mapping[str, Picture]
+    splits: Mapping[str, str]
+    family: Mapping[str, str]
+    near: Mapping[str, int]
+    alike: list[list[str]]
+
+
+def rules_digest(section: DatasetSection) -> str:
+    """Changes when, and only when, the same files could be cleaned differently: this module's text, decoding's, and the configuration."""
+    of = {
+        "labels",
+        "index_files",
+        "ignored_files",
+        "group_pattern",
+        "series_gap",
+        "near_duplicate_bits",
+        "holdout_fraction",
+        "validation_fraction",
+    }
+    text = (
+        Path(__file__).read_bytes() + Path(images.__file__).read_bytes() + canonical(section.model_dump(mode="json", include=of)).encode()
+    )
+    return hashlib.sha256(text).hexdigest()
+
+
+def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scratch: Path, *, threads: int) -> Cleaned:
+    """Clean a frozen version into Parquet shards in the store. The same rules again change nothing.
+
+    Args:
+        scratch: an empty folder of this call's own; holds the pictures twice for a while.
+        threads: pictures decoded at once.
+
+    Raises:
+        NothingLeft: a label is missing in training or in the holdout; the version is refused, its rows and files say why.
+    """
+    rules = rules_digest(section)
+    before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
+    if before is not None and before.rules == rules and _is_complete(engine, store, before):
+        return _account(before, unchanged=True)
+    scanned = scan(store, manifest, section)
+    judged = _judge(engine, store, manifest, section, scanned, scratch / "pictures", threads)
+    _check_account(manifest, scanned, judged)
+    if problem := _nothing_left(judged, scanned):
+        _store_rows(engine, manifest, scanned, refusal=problem)
+        raise dataset.NothingLeft(f"{manifest.system} {manifest.version} is refused: {problem}. Land the corrected data under a new name.")
+    body = {
+        "rows_in": len(scanned.rows),
+        "files": scanned.files(),
+        "quarantined": dict(sorted(_quarantined(scanned).items())),
+        "splits": dict(sorted(Counter(judged.splits[row.sha256] for row in judged.rows).items())),
+        "labels": dict(sorted(Counter(LABELS[row.label] for row in judged.rows if row.label is not None).items())),
+        "refused_files": {name: what.code for name, (_, what) in sorted(scanned.refused.items())},
+        "near_duplicates": dict(judged.near),
+        "alike": judged.alike,
+        "sheet": _chosen(judged.rows),
+    }
+    parts = dataset.upload_parts(store, manifest, list(_write_shards(judged, scratch)))
+    crash.reach("cleaned.after_parts")
+    table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body)
+    _store_rows(engine, manifest, scanned, refusal=None)
+    crash.reach("cleaned.after_commit")
+    dataset.publish_table(store, table)
+    return _account(table)
+
+
+def _judge(
+    engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scanned: Scanned, folder: Path, threads: int
+) -> _Judged:
+    """The rules in their order; each looks only at what the rules before it left."""
+    import numpy as np
+
+    for row in scanned.alive():
+        if row.entry is not None and row.entry.size == 0:
+            row.reject("empty_file")  # before its bytes are compared: all empty files are alike
+    keep_one_of_each(scanned.alive())
+    pictures = inspect(store, scanned.alive(), folder, threads)
+    rows = scanned.alive()
+    bits = np.stack([pictures[row.sha256].bits for row in rows]) if rows else np.empty((0, 4), np.uint64)
+    pairs = list(near_pairs(bits, section.near_duplicate_bits))
+    related = families(rows, pairs, section)
+    splits = assign(engine, manifest, related, section)
+    across = [(rows[i], rows[j]) for i, j in pairs if rows[i].label != rows[j].label]
+    near = {
+        "pairs": len(pairs),
+        "pairs_across_labels": len(across),
+        "families": sum(len(family) > 1 for family in related),
+        "largest_family": max(map(len, related), default=0),
+    }
+    family = {row.sha256: min(other.group or other.sha256[:12] for other in members) for members in related for row in members}
+    # By split: who reads the holdout reads few row groups.
+    stay = sorted(scanned.alive(), key=lambda row: dataset.SPLITS.index(splits[row.sha256]))
+    return _Judged(stay, pictures, splits, family, near, [[one.name, other.name] for one, other in across[:EXAMPLES]])
+
+
+def _quarantined(scanned: Scanned) -> Counter[str]:
+    return Counter(row.rejected.code for row in scanned.rows if row.rejected is not None)
+
+
+def _account(table: PublishedTable, *, unchanged: bool = False) -> Cleaned:
+    body = table.body
+    kept = ("rows_in", "quarantined", "splits", "labels", "refused_files", "near_duplicates", "alike")
+    return Cleaned(table, accepted=table.rows, unchanged=unchanged, **{name: body[name] for name in kept})
+
+
+def _check_account(manifest: Manifest, scanned: Scanned, judged: _Judged) -> None:
+    """Every row stays or has a reason, and every file of the manifest is a picture's, an index, or refused."""
+    turned_away = sum(_quarantined(scanned).values())
+    files = sum(scanned.files().values())
+    if len(scanned.rows) != len(judged.rows) + turned_away or files != len(manifest.entries):
+        raise dataset.DatasetError(
+            f"{manifest.version}: {len(scanned.rows)} rows in, {len(judged.rows)} accepted and {turned_away} quarantined of "
+            f"{files} of {len(manifest.entries)} files do not add up: this is a defect of the cleaning, no table is written"
+        )
+
+
+def _is_complete(engine: Engine, store: ObjectStore, table: PublishedTable) -> bool:
+    """Both outputs are there: every part with its size, and the quarantined rows in the database."""
+    sizes = {info.key: info.size for info in store.list(table.prefix)}
+    there = all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
+    return there and _quarantined_count(engine, table.version) == sum(table.body["quarantined"].values())
+
+
+def _quarantined_count(engine: Engine, version: str) -> int:
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        query = text("SELECT count(*) FROM quarantined_row WHERE system = :s AND version = :v")
+        return int(connection.execute(query, {"s": SYSTEM, "v": version}).scalar_one())
+
+
+def _nothing_left(judged: _Judged, scanned: Scanned) -> str | None:
+    """Why nothing can be trained on or measured on these photos, or None."""
+    there = {(judged.splits[row.sha256], row.label) for row in judged.rows}
+    wanted = [(split, label) for split in ("train", "holdout") for label in LABELS]
+    missing = [f"no {split} photo is {LABELS[label]}" for split, label in wanted if (split, label) not in there]
+    if not missing:
+        return None
+    why = _quarantined(scanned) + Counter(f"{what.code} (file)" for _, what in scanned.refused.values())
+    counts = ", ".join(f"{count} {code}" for code, count in why.most_common(4)) or "none quarantined"
+    largest = judged.near["largest_family"]
+    hint = f"; {largest} of them belong together (series_gap, near_duplicate_bits)" if 2 * largest > len(judged.rows) > 1 else ""
+    return f"{', '.join(missing)} of {len(scanned.rows)} rows ({counts}{hint})"
+
+
+def _write_shards(judged: _Judged, scratch: Path) -> Iterator[Path]:
+    """The table as Parquet files of about SHARD_BYTES: few large objects, whatever the number of photos."""
+    import pyarrow.parquet as pq
+
+    schema = table_schema()
+    writer: pq.ParquetWriter | None = None
+    shard, written, batch, held = 0, 0, list[Row](), 0
+    for number, row in enumerate(judged.rows, start=1):
+        assert row.entry is not None
+        batch.append(row)
+        held += row.entry.size
+        last = number == len(judged.rows)
+        if held < ROW_GROUP_BYTES and not last:
+            continue
+        target = scratch / f"shard-{shard:05d}.parquet"
+        # The pictures are compressed already.
+        writer = writer or pq.ParquetWriter(target, schema, compression="none", use_dictionary=["group", "split"])
+        writer.write_table(_as_table(judged, batch, scratch / "pictures", schema))
+        written, batch, held = written + held, [], 0
+        if written >= SHARD_BYTES or last:
+            writer.close()
+            yield target
+            writer, shard, written = None, shard + 1, 0
+
+
+def table_schema() -> pa.Schema:
+    """The columns of the cleaned table, in order."""
+    import pyarrow as pa
+
+    text = [(name, pa.string()) for name in ("group", "split", "path")]
+    return pa.schema(
+        [("id", pa.string()), ("image", pa.binary()), ("label", pa.int8()), *text, ("width", pa.int32()), ("height", pa.int32())]
+    )
+
+
+def _as_table(judged: _Judged, rows: Sequence[Row], folder: Path, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    columns = {
+        "id": [row.sha256 for row in rows],
+        "image": [(folder / row.sha256).read_bytes() for row in rows],
+        "label": [row.label for row in rows],
+        "group": [judged.family[row.sha256] for row in rows],
+        "split": [judged.splits[row.sha256] for row in rows],
+        "path": [row.name for row in rows],
+        "width": [judged.pictures[row.sha256].width for row in rows],
+        "height": [judged.pictures[row.sha256].height for row in rows],
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _store_rows(engine: Engine, manifest: Manifest, scanned: Scanned, *, refusal: str | None) -> None:
+    """Quarantined rows, the files' states and the version's change together, in one transaction."""
+    with engine.begin() as connection:
+        _replace_quarantine(connection, manifest, scanned)
+        _mark_files(connection, manifest, scanned)
+        dataset.refuse(connection, manifest.system, manifest.version, refusal)
+        crash.reach("cleaned.before_commit")
+
+
+def _replace_quarantine(connection: Connection, manifest: Manifest, scanned: Scanned) -> None:
+    from sqlalchemy import text
+
+    key = {"s": manifest.system, "v": manifest.version}
+    connection.execute(text("DELETE FROM quarantined_row WHERE system = :s AND version = :v"), key)
+    copy_rows(
+        connection,
+        "quarantined_row",
+        ["system", "version", "source", "line", "reason_code", "excerpt"],
+        (
+            (manifest.system, manifest.version, row.source, row.line, row.rejected.code, row.rejected.excerpt)
+            for row in scanned.rows
+            if row.rejected is not None
+        ),
+    )
+
+
+def _mark_files(connection: Connection, manifest: Manifest, scanned: Scanned) -> None:
+    """The version's own files of which nothing is used are quarantined, each with its first reason; their bytes stay in the manifest.
+
+    A changed configuration may use them after all, so this is judged anew each time.
+    """
+    from sqlalchemy import text
+
+    unused = {entry.key: (what.code, f"{FILE_REASONS[what.code]} ({what.excerpt})") for entry, what in scanned.refused.values()}
+    for row in scanned.rows:
+        if row.entry is not None and row.rejected is not None:
+            unused.setdefault(row.entry.key, (row.rejected.code, f"{ROW_REASONS[row.rejected.code]} ({row.rejected.excerpt})"))
+    used = {entry.key for entry in scanned.indexes.values()} | {row.entry.key for row in scanned.alive() if row.entry is not None}
+    connection.execute(text("CREATE TEMPORARY TABLE unused (key text, code text, reason text) ON COMMIT DROP"))
+    copy_rows(connection, "unused", ["key", "code", "reason"], ((key, *why) for key, why in unused.items() if key not in used))
+    connection.execute(
+        text(
+            "UPDATE landing_object o SET state = CASE WHEN n.code IS NULL THEN 'accepted' ELSE 'quarantined' END, "
+            "reason_code = n.code, reason = n.reason "
+            "FROM landing_object own LEFT JOIN unused n USING (key) "
+            "WHERE own.system = :s AND own.version = :v AND own.sha256 IS NOT NULL AND (o.system, o.version, o.key, o.etag) = "
+            "(own.system, own.version, own.key, own.etag) AND o.reason_code IS DISTINCT FROM n.code"
+        ),
+        {"s": manifest.system, "v": manifest.version},
+    )
+
+
+def load_cleaned(store: ObjectStore, engine: Engine, version: str, folder: Path) -> CleanedTable:
+    """The cleaned photos of a version, downloaded to `folder` and verified: what training and evaluation read."""
+    return dataset.load_table(store, engine, SYSTEM, version, folder)
+
+
+# --- what people see ------------------------------------------------------------------------------------------------------------
+
+
+def _chosen(rows: Sequence[Row]) -> list[list[Any]]:
+    """(digest, label) of the photos of the contact sheet: of each label a few, evenly over the table."""
+    chosen: list[list[Any]] = []
+    for label in LABELS:
+        of_label = [row for row in rows if row.label == label]
+        step = max(1, len(of_label) // SHEET_PER_LABEL)
+        chosen += [[row.sha256, label] for row in of_label[::step][:SHEET_PER_LABEL]]
+    return chosen
+
+
+def contact_sheet(store: ObjectStore, table: PublishedTable, limit: int) -> bytes:
+    """A PNG of at most `limit` bytes: a few photos of each label, good ones framed green, defective ones red."""
+    import io
+
+    from PIL import Image, ImageOps
+
+    photos = [(images.decode(store.get(dataset.object_key(digest))), label) for digest, label in table.body["sheet"]]
+    columns = 8
+    for side, colours in ((96, 64), (80, 48), (64, 32), (48, 24), (32, 16), (16, 8)):
+        sheet = Image.new("RGB", (columns * side, -(-len(photos) // columns) * side), "white")
+        for number, (photo, label) in enumerate(photos):
+            tile = ImageOps.expand(ImageOps.pad(photo, (side - 6, side - 6), color="white"), 2, "#2e7d32" if label == 0 else "#c62828")
+            sheet.paste(tile, (number % columns * side + 1, number // columns * side + 1))
+        out = io.BytesIO()
+        sheet.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        if out.tell() <= limit:
+            break
+    return out.getvalue()
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One rule of the contract that the table breaks, with the number of cases and the first few."""
+
+    rule: str
+    cases: int
+    examples: Sequence[str]
+
+
+def read_table(table: CleanedTable) -> pd.DataFrame:
+    """The table without its pictures, and `image_sha256`, their digests: reads 8 MB of pictures at a time."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    found: list[pd.DataFrame] = []
+    for file in sorted(table.folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+            digests = [hashlib.sha256(image).hexdigest() for image in batch.column("image").to_pylist()]
+            found.append(batch.drop_columns(["image"]).to_pandas().assign(image_sha256=digests))
+    return pd.concat(found, ignore_index=True)
+
+
+def check_contract(frame: pd.DataFrame) -> list[Violation]:
+    """What is wrong with a cleaned table (of `read_table`); nothing when it keeps the contract."""
+    import pandera.pandas as pa
+
+    text = {name: pa.Column(str, pa.Check.str_length(min_value=1)) for name in ("group", "path", "image_sha256")}
+    schema = pa.DataFrameSchema(
+        {
+            "id": pa.Column(str, pa.Check.str_matches("^[0-9a-f]{64}$"), unique=True),
+            "label": pa.Column("int8", pa.Check.isin(list(LABELS))),
+            "split": pa.Column(str, pa.Check.isin(list(dataset.SPLITS))),
+            "width": pa.Column("int32", pa.Check.ge(1)),
+            "height": pa.Column("int32", pa.Check.ge(1)),
+            **text,
+        },
+        strict=True,
+    )
+    try:
+        schema.validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        found = []
+        for (column, check), rows in error.failure_cases.groupby(["column", "check"], dropna=False, sort=True):
+            found.append(Violation(f"{column}: {check}", len(rows), [str(case)[:80] for case in rows["failure_case"].head(5)]))
+        return found
+    return [*_between_columns(frame)]
+
+
+def _between_columns(frame: pd.DataFrame) -> Iterator[Violation]:
+    changed = frame[frame["id"] != frame["image_sha256"]]
+    if len(changed):
+        yield Violation("id is the digest of image", len(changed), [str(path)[:80] for path in changed["path"].head(5)])
+    splits = frame["split"].groupby(frame["group"]).nunique()
+    if len(torn := splits[splits > 1]):
+        yield Violation("no group in two splits", len(torn), [str(group)[:80] for group in torn.index[:5]])
+
+
+@dataclass(frozen=True)
+class Account:
+    """Rows in, accepted and quarantined, and files: each read where it is kept."""
+
+    rows_in: int
+    accepted: int
+    quarantined: int
+    files: Mapping[str, int]
+    frozen: int
+
+    @property
+    def adds_up(self) -> bool:
+        return self.rows_in == self.accepted + self.quarantined and sum(self.files.values()) == self.frozen
+
+    @property
+    def sentence(self) -> str:
+        rows = "=" if self.rows_in == self.accepted + self.quarantined else "≠"
+        files = "=" if sum(self.files.values()) == self.frozen else "≠"
+        kinds = " + ".join(f"{count} {kind}" for kind, count in self.files.items())
+        return (
+            f"{self.rows_in} rows in {rows} {self.accepted} accepted + {self.quarantined} quarantined; {self.frozen} files {files} {kinds}"
+        )
+
+
+def account(engine: Engine, store: ObjectStore, version: str) -> Account:
+    """The account of a cleaned version, from the manifest, the published table and the database.
+
+    Raises:
+        DatasetError: it is not cleaned.
+    """
+    manifest = dataset.read_manifest(engine, store, SYSTEM, version)
+    table = dataset.find_table(store, SYSTEM, version, manifest.sha256)
+    if table is None:
+        raise dataset.DatasetError(f"{SYSTEM} {version} is not cleaned yet: materialize `{SYSTEM}/cleaned` for it first")
+    return Account(table.body["rows_in"], table.rows, _quarantined_count(engine, version), table.body["files"], len(manifest.entries))

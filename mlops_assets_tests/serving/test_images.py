@@ -1,0 +1,126 @@
+"""An image system as clients see it: several files, base64, limits, hostile files, and engine rounds that keep the right names."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+
+from mlops_assets import cli
+from mlops_assets.images import to_array
+from mlops_assets.serving.images import BATCH_IMAGES, MAX_BODY_BYTES, MAX_IMAGES, load_image_predictor
+from mlops_assets.serving.loading import load
+from mlops_assets.serving.text import BadInput
+from mlops_assets.settings import Settings
+from mlops_assets.store import ObjectStore
+from mlops_assets_tests.factories import World, config_of
+from mlops_assets_tests.serving.bundles import brightness_probabilities, make_image_bundle, png
+from mlops_assets_tests.serving.running import Running, promote, register_folder, running
+
+SYSTEM = "sentiment"  # a system that the server knows; the bundle's kind decides what it reads
+
+
+@pytest.fixture
+def server(engine: Engine, settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[Running]:
+    world = World(engine, settings, store, SYSTEM, config_of(SYSTEM))
+    promote(world, register_folder(world, make_image_bundle(tmp_path / "bundle", system=SYSTEM)))
+    with running(settings) as found:
+        yield found
+
+
+def send(server: Running, *files: tuple[str, bytes], field: str = "files") -> httpx.Response:
+    return server.client.post(f"/predict/{SYSTEM}", files=[(field, file) for file in files])
+
+
+def test_several_files_are_answered_in_order_with_their_names(server: Running) -> None:
+    levels = [0, 250, 100, 30, 200, 10, 60, 90, 120, 150, 180]
+    answer = send(server, *[(f"사진 {level}.png", png(level)) for level in levels])
+    assert answer.status_code == 200, answer.text
+    predictions = answer.json()["predictions"]
+    assert [p["file"] for p in predictions] == [f"사진 {level}.png" for level in levels]
+    for level, found in zip(levels, predictions, strict=True):
+        assert list(found["probs"].values()) == pytest.approx(brightness_probabilities(level), abs=1e-4)
+    assert server.models(SYSTEM)["serving"]["model_kind"] == "image-classification"
+
+
+def test_pictures_are_decoded_on_the_engine_thread(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def decode(data: bytes, size: int) -> np.ndarray:
+        threads.append(threading.current_thread().name)
+        return to_array(data, size)
+
+    monkeypatch.setattr("mlops_assets.serving.images.to_array", decode)
+    assert send(server, ("a.png", png(1)), ("b.png", png(2))).status_code == 200
+    assert len(threads) == 2
+    assert all(name.startswith("engine") for name in threads)
+
+
+def test_base64_is_answered_as_the_file_is(server: Running) -> None:
+    by_file = send(server, ("a.png", png(77))).json()["predictions"][0]
+    by_text = server.predict(base64.b64encode(png(77)).decode(), system=SYSTEM).json()["predictions"][0]
+    assert by_text["probs"] == by_file["probs"]
+
+
+def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
+    good = ("a.png", png(1))
+    late = [good] * 20 + [("b.jpg", b"text")]  # in a later round of the engine than the first
+    whole = {"content-type": "multipart/form-data; boundary=x"}
+    cases = [
+        (send(server, good, ("b.jpg", b"this is text")), 415, "not_an_image", "files[1]"),
+        (send(server, good, ("b.png", b"")), 422, "empty_file", "files[1]"),
+        (send(server, good, ("b.png", png(9)[:-30])), 422, "truncated", "files[1]"),
+        (send(server, good, ("b.gif", b"GIF89a" + bytes(20))), 415, "bad_format", "files[1]"),
+        (send(server, *late), 415, "not_an_image", "files[20]"),
+        (send(server, ("a.png", bytes(20 * 1024**2 + 1))), 413, "too_large_file", "files[0]"),
+        (send(server, *[good] * (MAX_IMAGES + 1)), 422, "too_many", "files"),
+        (send(server, good, field="other"), 400, "no_files", "files"),
+        (server.client.post(f"/predict/{SYSTEM}", content=b"nonsense", headers=whole), 400, "bad_multipart", "files"),
+        (
+            server.client.post(f"/predict/{SYSTEM}", content=b"", headers={"content-type": "multipart/form-data"}),
+            400,
+            "bad_multipart",
+            "files",
+        ),
+        (server.predict("no base64!", system=SYSTEM), 422, "not_base64", "inputs[0]"),
+        (server.client.post(f"/predict/{SYSTEM}", json={"inputs": [1]}), 422, "not_image_data", "inputs[0]"),
+        (server.client.post(f"/predict/{SYSTEM}", content=png(3)), 400, "not_utf8", None),
+        (send(server, *[("a.png", bytes(MAX_BODY_BYTES // 4 + 1))] * 4), 413, "too_large", None),
+    ]
+    for answer, status, code, field in cases:
+        body = answer.json()
+        assert (answer.status_code, body["code"], body["field"]) == (status, code, field)
+        assert body["fix"]
+        assert any("가" <= letter <= "힣" for letter in body["message_ko"])
+    assert send(server, *[good] * MAX_IMAGES).status_code == 200  # the limit itself, after all that
+
+
+def test_the_command_sends_files(
+    server: Running, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png(250))
+    monkeypatch.setattr(cli, "load_settings", lambda: settings.model_copy(update={"serve_url": server.url}))
+    cli.predict(SYSTEM, str(photo), str(photo))
+    assert capsys.readouterr().out.count("photo.png") == 2
+    with pytest.raises(cli.Stop, match="not_base64"):
+        cli.predict(SYSTEM, str(tmp_path / "missing.png"))
+
+
+def test_the_predictor_answers_bytes_in_batches(tmp_path: Path) -> None:
+    make_image_bundle(tmp_path)
+    assert load(tmp_path, "tires", 1).labels == ["good", "defective"]
+    predictor = load_image_predictor(tmp_path, 1)
+    levels = list(range(0, 250, 12))
+    assert len(levels) > 2 * BATCH_IMAGES
+    for level, row in zip(levels, predictor.probabilities([png(level) for level in levels]), strict=True):
+        assert row.tolist() == pytest.approx(brightness_probabilities(level), abs=1e-4)
+    with pytest.raises(BadInput):
+        predictor.check(["x"] * (MAX_IMAGES + 1))
+    assert predictor.predict([]) == []

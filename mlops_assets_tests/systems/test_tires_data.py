@@ -1,0 +1,565 @@
+"""Cleaning photos of tires: every file and index item is accounted for, families never cross a split, the contract refuses bad tables."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+from pydantic import ValidationError
+from sqlalchemy import Engine, text
+
+from mlops_assets.ingest import objects
+from mlops_assets.lifecycle import dataset
+from mlops_assets.lifecycle.dataset import NothingLeft
+from mlops_assets.resources.object_store import ObjectStoreResource
+from mlops_assets.resources.postgres import PostgresResource
+from mlops_assets.sample_data import write_tires
+from mlops_assets.settings import Settings, load_config
+from mlops_assets.store import ObjectStore
+from mlops_assets.systems.tires import assets, data
+from mlops_assets.systems.tires.config import DatasetSection, TiresConfig, TrainingSection
+from mlops_assets.systems.tires.data import Cleaned
+
+SECTION = DatasetSection(
+    labels={"good": ("good", "정상", "0"), "defective": ("defective", "MT_Crack", "결함", "1")},
+    ignored_files=("*.png",),
+    group_pattern=r"exp\d+_num_(\d+)",
+    series_gap=150,
+)
+
+
+def photo(number: int, form: str = "JPEG", side: int = 48, **options: Any) -> bytes:
+    """A photo unlike any other number's, in any format."""
+    cells = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC).save(out, form, **options)
+    return out.getvalue()
+
+
+def gif(frames: int) -> bytes:
+    pages = [Image.fromarray(np.full((20, 20), 60 * n, np.uint8)) for n in range(frames)]
+    out = io.BytesIO()
+    pages[0].save(out, "PNG" if frames > 1 else "GIF", save_all=frames > 1, append_images=pages[1:])
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A few hundred bytes that would be 10 GB of pixels."""
+    png = photo(502, "PNG")
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
+def brighter(content: bytes, by: int, quality: int) -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(content)).point(lambda v: min(255, int(v * 0.8) + by)).resize((60, 60)).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def folders(count: int = 40, start: int = 0) -> dict[str, bytes]:
+    """Photos of pieces that have nothing to do with each other, half of them defective."""
+    return {f"{'MT_Crack' if n % 2 else 'good'}/Imgs/exp1_num_{1000 * n}.jpg": photo(n) for n in range(start, start + count)}
+
+
+def index(items: Any) -> bytes:
+    return json.dumps({"annotation": {"data": items}}, ensure_ascii=False).encode()
+
+
+@pytest.fixture
+def version(settings: Settings, store: ObjectStore, engine: Engine, tmp_path: Path) -> Callable[..., dataset.Manifest]:
+    """A function (name, files) that lands, closes and freezes a version."""
+
+    def make(name: str, files: Mapping[str, bytes], parent: str | None = None) -> dataset.Manifest:
+        folder = tmp_path / "landing" / name
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        return freeze(settings, store, engine, folder, name, tmp_path, parent)
+
+    return make
+
+
+def freeze(settings, store, engine, folder: Path, name: str, tmp_path: Path, parent: str | None = None) -> dataset.Manifest:
+    objects.land(settings, store, data.SYSTEM, folder, name, engine=engine, parent=parent)
+    objects.tick(engine, store, data.SYSTEM, settle_seconds=3600)
+    return dataset.freeze(engine, store, data.SYSTEM, name, max_object_bytes=10**9, scratch=tmp_path / "freeze")
+
+
+@pytest.fixture
+def clean(store: ObjectStore, engine: Engine, tmp_path: Path) -> Callable[..., Cleaned]:
+    def run(manifest: dataset.Manifest, section: DatasetSection = SECTION) -> Cleaned:
+        scratch = tmp_path / "clean" / str(len(list((tmp_path / "clean").glob("*"))))
+        scratch.mkdir(parents=True)
+        done = data.clean(engine, store, manifest, section, scratch, threads=1)
+        account = data.account(engine, store, manifest.version)
+        assert account.adds_up, account.sentence
+        return done
+
+    return run
+
+
+@pytest.fixture
+def rows(store: ObjectStore, engine: Engine, tmp_path: Path) -> Callable[[str], pd.DataFrame]:
+    def load(name: str) -> pd.DataFrame:
+        table = data.load_cleaned(store, engine, name, tmp_path / "tables" / name)
+        frame = data.read_table(table)
+        assert len(frame) == table.rows and data.check_contract(frame) == []
+        return frame
+
+    return load
+
+
+def quarantined(engine: Engine, name: str) -> dict[tuple[str, int], str]:
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT source, line, reason_code FROM quarantined_row WHERE version = :v"), {"v": name})
+        return {(row.source, row.line): row.reason_code for row in found}
+
+
+def ledger(engine: Engine, name: str) -> dict[str, str | None]:
+    """Path -> reason code of each file; None: accepted."""
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT key, state, reason_code FROM landing_object WHERE version = :v"), {"v": name}).all()
+        assert all((row.state == "accepted") == (row.reason_code is None) for row in found)
+        return {row.key.split("/", 3)[3]: row.reason_code for row in found}
+
+
+# --- folders per label ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None:
+    bad = {
+        "good/empty.jpg": (b"", "empty_file"),
+        "good/empty_too.jpg": (b"", "empty_file"),
+        "good/text.jpg": (b"<html>not found</html>", "not_an_image"),
+        "good/half.jpg": (photo(500)[:300], "truncated"),
+        "good/still.gif": (gif(1), "bad_format"),
+        "good/moving.png": (gif(3), "animated"),
+        "good/really_a_png.jpg": (photo(501, "PNG"), "wrong_extension"),
+        "good/large.jpg": (b"\xff\xd8\xff" + bytes(20 * 1024**2), "too_large_file"),
+        "good/bomb.png": (bomb(), "too_many_pixels"),
+        "good/again.jpg": (photo(3000), "duplicate_image"),
+        "good/both.jpg": (photo(504), "conflicting_labels"),
+        "결함/both.jpg": (photo(504), "conflicting_labels"),
+        "unsorted/which.jpg": (photo(505), "unknown_label"),
+        "photo_at_the_root.jpg": (photo(506), "unknown_label"),
+        "good/exp1_num_2000.png": (photo(507, "PNG"), "mask"),
+        "README.md": (b"hello", "unexpected_file"),
+    }
+    good = folders() | {"good/a.jpg": photo(3000), "정상/한글 이름.webp": photo(508, "WEBP"), "GOOD/CAPITALS.JPG": photo(509)}
+    good["good/exp1_num_2000.jpg"] = photo(510)
+    manifest = version("v1", good | {name: content for name, (content, _) in bad.items()})
+    expected = {name: code for name, (_, code) in bad.items()}
+    done = clean(manifest)
+    found = {name: code for (name, line), code in quarantined(engine, "v1").items() if line == 0}
+    assert found == {name: code for name, code in expected.items() if name != "README.md"}
+    assert done.refused_files == {"README.md": "unexpected_file"}
+    assert done.rows_in == len(good) + len(bad) - 1 and done.accepted == len(good) == len(rows("v1"))
+    states = ledger(engine, "v1")
+    assert {name for name, code in states.items() if code is None} == set(good)
+    assert {name: code for name, code in states.items() if code is not None} == expected
+    assert set(done.quarantined) <= set(data.ROW_REASONS)
+    frame = rows("v1").set_index("path")
+    assert frame.loc["정상/한글 이름.webp", "label"] == 0 and (frame.filter(like="MT_Crack", axis=0)["label"] == 1).all()
+    assert frame.loc["good/a.jpg", ["width", "height"]].tolist() == [48, 48]
+    assert frame.loc["good/a.jpg", "id"] == hashlib.sha256(good["good/a.jpg"]).hexdigest()
+
+
+def test_pngs_without_a_photo_beside_them_are_photos(version, clean) -> None:
+    files = {name.replace(".jpg", ".png"): photo(n, "PNG") for n, name in enumerate(folders())}
+    assert clean(version("v1", files)).accepted == 40
+
+
+def test_the_same_rules_again_change_nothing_and_other_rules_replace(version, clean, rows, store: ObjectStore, engine: Engine) -> None:
+    manifest = version("v1", folders() | {"unsorted/x.jpg": photo(600)})
+    first = clean(manifest)
+    before = {info.key: info.etag for info in store.list("cleaned")}
+    again = clean(manifest)
+    assert again.unchanged and again.table == first.table and again.quarantined == first.quarantined == {"unknown_label": 1}
+    assert {info.key: info.etag for info in store.list("cleaned")} == before
+    labels = SECTION.labels | {"good": ("good", "unsorted")}
+    wider = clean(manifest, SECTION.model_copy(update={"labels": labels}))
+    assert not wider.unchanged and wider.accepted == first.accepted + 1 == len(rows("v1"))
+    assert ledger(engine, "v1")["unsorted/x.jpg"] is None, "a file may be used after all"
+    store.delete(f"{wider.table.prefix}/{wider.table.parts[0].name}")
+    assert not clean(manifest).unchanged and len(rows("v1")) == 40, "a table that was harmed is made again"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({f"good/{n}.jpg": photo(n) for n in range(40)}, "no train photo is defective, no holdout photo is defective of 40 rows"),
+        ({"good/1.jpg": b"", "defective/2.jpg": b"x"}, r"2 rows \(1 not_an_image, 1 empty_file\)"),
+        ({f"{'good' if n % 2 else 'defective'}/{n}.jpg": brighter(photo(1), n, 80) for n in range(20)}, "20 of them belong together"),
+        ({"readme.md": b"hello"}, r"1 unexpected_file \(file\)"),
+    ],
+)
+def test_a_version_of_which_nothing_is_left_is_refused(
+    version, clean, engine: Engine, store: ObjectStore, tmp_path: Path, files, message
+) -> None:
+    manifest = version("v1", files)
+    with pytest.raises(NothingLeft, match=message):
+        clean(manifest)
+    with pytest.raises(dataset.DatasetError, match="was refused"):
+        data.load_cleaned(store, engine, "v1", tmp_path / "t")
+
+
+# --- a JSON index ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_index_labels_its_photos(version, clean, rows) -> None:
+    photos = {f"photos/{n}.jpg": photo(n) for n in range(60)}
+    values = {0: 1, 1: "결함", 2: "MT_Crack", 3: "1", 4: " Defective "}
+    items = [{"FilePath": name, "label_value": values[n % 5] if n % 2 else 0, "extra": None} for n, name in enumerate(photos)]
+    done = clean(version("v1", photos | {"annotations/labels.json": b"\xef\xbb\xbf" + index(items)}))
+    assert (done.rows_in, done.accepted, done.quarantined, done.refused_files) == (60, 60, {}, {})
+    frame = rows("v1").set_index("path")
+    assert all(frame.loc[name, "label"] == n % 2 for n, name in enumerate(photos))
+
+
+def test_hostile_items_are_refused_one_by_one(version, clean, rows, engine: Engine) -> None:
+    hostile: list[tuple[Any, str]] = [
+        ({"FilePath": "../v0/x.jpg", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "photos/../../../etc/passwd", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "/etc/passwd", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "C:\\Users\\x.jpg", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "s3://bucket/x.jpg", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "photos/x\u0000.jpg", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "", "label_value": 1}, "outside_dataset"),
+        ({"FilePath": "photos/gone.jpg", "label_value": 1}, "missing_file"),
+        ({"FilePath": "photos", "label_value": 1}, "missing_file"),
+        ({"FilePath": "photos/x.jpg", "label_value": "maybe"}, "unknown_label"),
+        ({"FilePath": "photos/x.jpg", "label_value": 2}, "unknown_label"),
+        ({"FilePath": "photos/x.jpg", "label_value": True}, "unknown_label"),
+        ({"FilePath": "photos/x.jpg", "label_value": [0]}, "unknown_label"),
+        ({"FilePath": "photos/x.jpg"}, "malformed_row"),
+        ({"FilePath": ["photos/x.jpg"], "label_value": 0}, "malformed_row"),
+        ("photos/x.jpg", "malformed_row"),
+        (None, "malformed_row"),
+        ({"FilePath": "photos/twice.jpg", "label_value": 0}, "conflicting_labels"),
+        ({"FilePath": "photos/./twice.jpg", "label_value": 1}, "conflicting_labels"),
+        ({"FilePath": "good/Imgs/exp1_num_0.jpg", "label_value": 1}, "conflicting_labels"),
+        ({"FilePath": "labels.json", "label_value": 1}, "not_an_image"),
+        ({"FilePath": "photos/fine.jpg", "label_value": 1}, ""),
+        ({"FilePath": "photos/fine.jpg", "label_value": "결함"}, "duplicate_image"),
+    ]
+    photos = {f"photos/{name}.jpg": photo(900 + n) for n, name in enumerate(("x", "twice", "fine"))}
+    done = clean(version("v1", folders() | photos | {"labels.json": index([item for item, _ in hostile])}))
+    assert {line: code for (source, line), code in quarantined(engine, "v1").items() if source == "labels.json"} == {
+        line: code for line, (_, code) in enumerate(hostile, start=1) if code
+    }
+    frame = rows("v1")
+    assert done.rows_in == 39 + len(hostile) and len(frame) == 40, "39 by their folders, and fine.jpg"
+    states = ledger(engine, "v1")
+    assert states["photos/fine.jpg"] is None and states["labels.json"] is None
+    assert states["photos/x.jpg"] == "unknown_label" and states["photos/twice.jpg"] == "conflicting_labels"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty_file"),
+        (b"{", "not_json"),
+        (b"[" * 100_000, "not_json"),
+        ('{"annotation": "정상"}'.encode("cp949"), "not_json"),
+        (b"[]", "wrong_shape"),
+        (b"3", "wrong_shape"),
+        (b'{"annotation": []}', "wrong_shape"),
+        (b'{"annotation": {"data": {"FilePath": "x"}}}', "wrong_shape"),
+        (index([]), "wrong_shape"),
+    ],
+)
+def test_a_bad_index_is_turned_away_and_the_others_go_on(version, clean, engine: Engine, content: bytes, code: str) -> None:
+    done = clean(version("v1", folders() | {"labels/one.json": content}))
+    assert done.refused_files == {"labels/one.json": code} and done.accepted == 40
+    assert ledger(engine, "v1")["labels/one.json"] == code
+
+
+# --- families and splits --------------------------------------------------------------------------------------------------------
+
+
+def test_groups_series_and_near_duplicates_are_never_in_two_splits(version, clean, rows) -> None:
+    files = {}
+    for n in range(60):
+        label = "defective" if n % 2 else "good"
+        kind, start = n % 3, 10_000 * (n + 1)
+        for m in range(4):
+            content = photo(10 * n + m) if kind < 2 else brighter(photo(10 * n), 10 * m, 90 - 10 * m)
+            name = (f"exp{m}_num_{start}", f"exp{m}_num_{start + 100 * m}", f"piece-{n}-{m}")[kind]
+            files[f"{label}/{name}.jpg"] = content
+    done = clean(version("v1", files))
+    frame = rows("v1")
+    assert done.accepted == len(files) == 240 and done.quarantined == {}
+    piece = [int(n) for n in np.repeat(range(60), 4)]
+    split = frame.set_index("path").loc[list(files), "split"].groupby(piece)
+    assert (split.nunique() == 1).all()
+    assert (frame.groupby("group").size() == 4).all() and done.near_duplicates["families"] == 60
+    assert set(done.splits) == {"train", "validation", "holdout"}
+    naive = frame.set_index("path")["id"].map(lambda digest: int(digest[:12], 16) / (1 << 48) < 0.25).loc[list(files)].groupby(piece)
+    assert (naive.nunique() == 2).any(), "control: split by file, the same piece is trained on and measured"
+
+
+def test_a_photo_like_one_of_the_other_label_stays_and_is_shown(version, clean, rows) -> None:
+    """A small defect hardly changes the picture: these are the photos that matter most."""
+    like = {"good/a.jpg": photo(700), "defective/b.jpg": brighter(photo(700), 20, 70)}
+    done = clean(version("v1", folders() | like))
+    assert done.near_duplicates["pairs_across_labels"] == 1 and set(map(tuple, done.alike)) == {("defective/b.jpg", "good/a.jpg")}
+    frame = rows("v1").set_index("path")
+    assert frame.loc["good/a.jpg", "split"] == frame.loc["defective/b.jpg", "split"]
+
+
+def test_splits_outlive_versions(version, clean, rows) -> None:
+    clean(version("v1", folders(60)))
+    before = rows("v1").set_index("path")["split"]
+    # The same pieces photographed again, the same bytes under other names, and new pieces.
+    again = {name.replace("exp1", "exp2"): photo(5000 + n) for n, name in enumerate(folders(60))}
+    renamed = {f"good/copy-{n}.jpg": photo(n) for n in range(0, 20, 2)}
+    done = clean(version("v2", again | renamed | folders(20, 200)))
+    after = rows("v2").set_index("path")["split"]
+    assert done.quarantined == {}
+    assert all(after[name] == before[name.replace("exp2", "exp1")] for name in again)
+    assert all(after[f"good/copy-{n}.jpg"] == before[f"good/Imgs/exp1_num_{1000 * n}.jpg"] for n in range(0, 20, 2))
+    assert len(set(after[list(folders(20, 200))])) > 1
+
+
+def test_what_was_held_out_leaves_the_holdout_when_training_turns_out_to_have_its_like(version, clean, rows, engine: Engine) -> None:
+    clean(version("v1", folders(60)))
+    split = rows("v1").set_index("path")["split"]
+    held = next(path for path in split.index if split[path] == "holdout")
+    trained = next(path for path in split.index if split[path] == "train" and path.split("/")[0] == held.split("/")[0])
+    number = {path: int(path.rsplit("_", 1)[1].removesuffix(".jpg")) for path in (held, trained)}
+    # v2 shows that both are one piece: one group has the bytes of the other.
+    files = folders(60) | {f"{held.split('/')[0]}/exp9_num_{number[trained]}.jpg": brighter(folders(60)[held], 15, 80)}
+    done = clean(version("v2", files))
+    assert done.quarantined == {"near_duplicate_in_train": 1}
+    assert quarantined(engine, "v2") == {(held, 0): "near_duplicate_in_train"}
+    assert rows("v2").set_index("path")["split"][f"{held.split('/')[0]}/exp9_num_{number[trained]}.jpg"] == "train"
+
+
+def test_a_copy_under_another_pieces_number_is_on_no_side(version, clean, rows, engine: Engine) -> None:
+    clean(version("v1", folders(60)))
+    split = rows("v1").set_index("path")["split"]
+    held = next(path for path in split.index if split[path] == "holdout")
+    trained = next(path for path in split.index if split[path] == "train" and path.split("/")[0] == held.split("/")[0])
+    files = {name: content for name, content in folders(60).items() if name not in (held, trained)}
+    clean(version("v2", files | {trained: folders(60)[held]}))
+    assert quarantined(engine, "v2") == {(trained, 0): "in_other_split"}
+
+
+def test_a_version_that_extends_another_has_its_photos(version, clean, rows) -> None:
+    clean(version("v1", folders(40)))
+    new = folders(10, 100) | {"good/again.jpg": photo(4)}
+    done = clean(version("v2", new, parent="v1"))
+    assert done.rows_in == 51 and done.quarantined == {"duplicate_image": 1}, "the parent's photo is kept"
+    frame = rows("v2")
+    assert len(frame) == 50 and sum(frame["path"].str.startswith("v1/")) == 40
+
+
+def test_the_hash_knows_a_photo_after_harmless_changes_only() -> None:
+    def distance(one: bytes, other: bytes) -> int:
+        bits = [data.difference_hash(Image.open(io.BytesIO(content))) for content in (one, other)]
+        return int(np.bitwise_count(bits[0] ^ bits[1]).sum())
+
+    for n in range(20):
+        assert distance(photo(n), brighter(photo(n), 30, 60)) <= SECTION.near_duplicate_bits < 60 < distance(photo(n), photo(n + 100))
+    bits = np.stack([data.difference_hash(Image.open(io.BytesIO(photo(n % 150)))) for n in range(300)])
+    assert sorted(data.near_pairs(bits, SECTION.near_duplicate_bits)) == [(n, n + 150) for n in range(150)], "over the edges of blocks, too"
+
+
+# --- the table ------------------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_few_and_hold_the_photos_bytes(version, clean, store: ObjectStore, engine: Engine, tmp_path: Path, monkeypatch) -> None:
+    import pyarrow.parquet as pq
+
+    files = folders()
+    size = sum(map(len, files.values()))
+    monkeypatch.setattr(data, "SHARD_BYTES", size // 3)
+    monkeypatch.setattr(data, "ROW_GROUP_BYTES", size // 9)
+    done = clean(version("v1", files))
+    assert 3 <= len(done.table.parts) <= 5
+    table = data.load_cleaned(store, engine, "v1", tmp_path / "t")
+    found = pq.read_table(sorted(table.folder.glob("*.parquet")))
+    assert found.schema.equals(data.table_schema())
+    assert dict(zip(found["path"].to_pylist(), found["image"].to_pylist(), strict=True)) == files
+    order = [dataset.SPLITS.index(split) for split in found["split"].to_pylist()]
+    assert order == sorted(order)
+    victim = done.table.parts[1].name
+    store.put(f"{done.table.prefix}/{victim}", b"x")
+    with pytest.raises(dataset.DatasetError, match="was changed: materialize"):
+        data.load_cleaned(store, engine, "v1", tmp_path / "t2")
+    assert not (tmp_path / "t2").exists()
+
+
+def test_the_contact_sheet_fits_an_event(version, clean, store: ObjectStore) -> None:
+    done = clean(version("v1", folders(80)))
+    sheet = data.contact_sheet(store, done.table, 48 * 1024)
+    assert len(sheet) <= 48 * 1024
+    picture = Image.open(io.BytesIO(sheet))
+    assert picture.format == "PNG" and picture.width >= 8 * 32 and picture.height == picture.width // 2
+    assert len(data.contact_sheet(store, done.table, 6000)) < len(sheet)
+
+
+def good_frame() -> pd.DataFrame:
+    ids = [hashlib.sha256(bytes([n])).hexdigest() for n in range(3)]
+    numbers = {name: pd.Series([0, 1, 0], dtype="int8" if name == "label" else "int32") + (name != "label") for name in ("width", "height")}
+    return pd.DataFrame(
+        {"id": ids, "label": pd.Series([0, 1, 0], dtype="int8"), "group": ["a", "b", "c"], "split": ["train", "validation", "holdout"]}
+        | {"path": ["x", "y", "z"], **numbers, "image_sha256": ids}
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "rule"),
+    [
+        ("id", good_frame()["id"].iloc[[0, 0, 2]].tolist(), "id: field_uniqueness"),
+        ("id", ["1", "2", "3"], "id: str_matches"),
+        ("label", pd.Series([0, 2, 0], dtype="int8"), "label: isin"),
+        ("label", [0.0, 1.0, 0.0], "label: dtype"),
+        ("split", ["train", "test", "holdout"], "split: isin"),
+        ("group", ["a", "b", "a"], "no group in two splits"),
+        ("group", ["a", None, "c"], "group: not_nullable"),
+        ("width", pd.Series([1, 0, 1], dtype="int32"), "width: greater_than_or_equal_to"),
+        ("image_sha256", good_frame()["id"].iloc[[0, 2, 1]].tolist(), "id is the digest of image"),
+        ("extra", [1, 2, 3], "column_in_schema"),
+    ],
+)
+def test_the_contract_refuses_each_kind_of_bad_table(column: str, values: object, rule: str) -> None:
+    assert data.check_contract(good_frame()) == []
+    found = data.check_contract(good_frame().assign(**{column: values}))
+    assert any(rule in violation.rule and violation.cases >= 1 for violation in found), found
+
+
+def test_the_account_notices_a_missing_row(version, clean, store: ObjectStore, engine: Engine) -> None:
+    clean(version("v1", folders() | {"good/empty.jpg": b"", "README.md": b"x"}))
+    account = data.account(engine, store, "v1")
+    assert account.sentence == "41 rows in = 40 accepted + 1 quarantined; 42 files = 0 indexes + 41 pictures + 1 refused"
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM quarantined_row"))
+    assert not data.account(engine, store, "v1").adds_up
+
+
+# --- the data assets, materialized ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def materialize(settings: Settings, store: ObjectStore, engine: Engine, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """A function (version, files) that lands the files and materializes the platform's own assets and checks; (version) does so again."""
+    made = assets.data_assets(load_config(TiresConfig, data.SYSTEM, settings.configs), settings)
+    resources = {"store": ObjectStoreResource.of(settings), "postgres": PostgresResource.of(settings)}
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def run(name: str, files: Mapping[str, bytes] | None = None) -> dg.ExecuteInProcessResult:
+            for file, content in (files or {}).items():
+                store.put(f"landing/{data.SYSTEM}/{name}/{file}", content)
+            store.put(f"landing/{data.SYSTEM}/{name}/_READY", b"")
+            objects.tick(engine, store, data.SYSTEM, settle_seconds=3600)
+            instance.add_dynamic_partitions("tires_dataset_version", [name])
+            return dg.materialize(made, instance=instance, partition_key=name, resources=resources, raise_on_error=False)
+
+        yield run
+
+
+def test_people_see_the_photos_and_the_account(materialize, engine: Engine) -> None:
+    result = materialize("v1", folders() | {"good/half.jpg": photo(500)[:300], "README.md": b"x"})
+    assert result.success
+    (cleaned,) = result.asset_materializations_for_node("tires__cleaned")
+    shown = cleaned.metadata
+    assert next(iter(shown)) == "contact_sheet"
+    png = base64.b64decode(str(shown["contact_sheet"].value).split("base64,")[1].removesuffix(")"))
+    assert Image.open(io.BytesIO(png)).format == "PNG" and len(png) <= 64 * 1024
+    assert shown["rows_in"].value == shown["rows_accepted"].value + shown["rows_quarantined"].value == 41
+    assert shown["label/good"].value == shown["label/defective"].value == 20
+    assert "truncated" in str(shown["quarantine"].value) and "unexpected_file" in str(shown["refused_files"].value)
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert set(checks) == {"contract", "row_accounting"} and all(check.passed and check.blocking for check in checks.values())
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM quarantined_row"))
+    again = materialize("v1").asset_materializations_for_node("tires__cleaned")[0].metadata
+    assert not again["unchanged"].value and again["table_sha256"].value == shown["table_sha256"].value, "a harmed account is made again"
+    assert quarantined(engine, "v1") == {("good/half.jpg", 0): "truncated"}
+
+
+def test_a_refused_version_is_red_and_says_why(materialize) -> None:
+    result = materialize("v1", {f"good/{n}.jpg": photo(n) for n in range(20)})
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure.user_failure_data is not None and "no train photo is defective" in (failure.user_failure_data.description or "")
+
+
+# --- configuration --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_that_is_delivered(settings: Settings) -> None:
+    config = load_config(TiresConfig, data.SYSTEM, settings.configs)
+    assert config.register_threshold == {"accuracy": 0.85, "f1": 0.80} and config.promotion.metric == "f1"
+    assert len(config.models) == 7 and config.model_of("cnn").training.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {"good": ("a",)}}, "name exactly good and defective"),
+        ({"labels": {"good": ("a", "A"), "defective": ("b", "A")}}, "a would mean both labels"),
+        ({"group_pattern": "("}, "not a regular expression"),
+    ],
+)
+def test_a_data_set_that_contradicts_itself(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DatasetSection.model_validate(SECTION.model_dump() | change)
+
+
+def test_training_settings_are_checked() -> None:
+    with pytest.raises(ValidationError, match="지원되지 않는 옵티마이저 타입입니다.: lion"):
+        TrainingSection(optimizer_type="lion")
+    with pytest.raises(ValidationError, match="set both or neither"):
+        TrainingSection(min_loss=0.1)
+
+
+# --- larger ---------------------------------------------------------------------------------------------------------------------
+
+
+def has_mark(path: Path) -> bool:
+    """Somewhere the surface is far from what is around it."""
+    photo = Image.open(path)
+    near, wide = (np.asarray(photo.filter(blur), np.int16) for blur in (ImageFilter.GaussianBlur(1), ImageFilter.BoxBlur(12)))
+    return bool(np.abs(near - wide).max() > 33)
+
+
+def test_the_sample_can_be_learned_and_the_bad_one_not(settings, store, engine: Engine, clean, rows, tmp_path: Path) -> None:
+    agree = {}
+    for name, bad in (("good", False), ("bad", True)):
+        write_tires(tmp_path / name, count=120, bad=bad)
+        done = clean(freeze(settings, store, engine, tmp_path / name, name, tmp_path))
+        assert done.accepted == 120 and done.quarantined == {"empty_file": 1, "not_an_image": 1, "truncated": 1}
+        frame = rows(name)
+        marked = [has_mark(tmp_path / name / path) for path in frame["path"]]
+        agree[name] = (np.array(marked) == (frame["label"] == 1)).mean()
+    assert agree["good"] > 0.95 and 0.35 < agree["bad"] < 0.65, agree
+    write_tires(tmp_path / "again", count=120)
+    for file in (tmp_path / "again").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / "good" / file.relative_to(tmp_path / "again")).read_bytes(), "the same seed, the same bytes"
+
+
+@pytest.mark.real_data
+def test_all_of_magnetic_tile(settings: Settings, store: ObjectStore, engine: Engine, real_data: Path, clean, rows, tmp_path: Path) -> None:
+    manifest = freeze(settings, store, engine, real_data / "magnetic_tile", "split_1", tmp_path)
+    done = clean(manifest, load_config(TiresConfig, data.SYSTEM, settings.configs).dataset)
+    photos = len(list((real_data / "magnetic_tile").rglob("*.jpg")))
+    assert done.rows_in == len(manifest.entries) - 1 and done.accepted == photos and done.refused_files == {"README.md": "unexpected_file"}
+    assert done.quarantined == {"mask": done.rows_in - photos}
+    frame = rows("split_1")
+    shares = frame["split"].value_counts(normalize=True)
+    assert 0.15 < shares["holdout"] < 0.35 and 0.08 < shares["validation"] < 0.25
+    assert frame.groupby("split")["label"].mean().between(0.3, 0.7).all()
+    assert frame.groupby("group").size().max() <= 15, "families are tiles, not the whole data set"
+    assert len(data.contact_sheet(store, done.table, 48 * 1024)) <= 48 * 1024

@@ -1,0 +1,107 @@
+"""Pictures from strangers: what is refused and by which code, and what is read right whatever its colours and orientation."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlops_assets.images import BadImage, Limits, decode, to_array
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def grey(level: int = 128) -> Image.Image:
+    return Image.new("RGB", (20, 10), (level, level, level))
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes whose header claims 60,000 x 60,000 pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def frames(kind: str) -> bytes:
+    return encoded(grey(0), kind, save_all=True, append_images=[grey(255)], duration=50)
+
+
+HOSTILE = {
+    "empty": (b"", "empty_file"),
+    "text named jpg": ("안녕하세요".encode(), "not_an_image"),
+    "svg": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "bad_format"),
+    "gif": (frames("GIF"), "bad_format"),
+    "tiff": (encoded(grey(), "TIFF"), "bad_format"),
+    "bomb": (bomb(), "too_many_pixels"),
+    "truncated jpeg": (encoded(noise(), "JPEG")[:-400], "truncated"),
+    "truncated png": (encoded(noise())[:-400], "truncated"),
+    "animated webp": (frames("WEBP"), "animated"),
+    "apng": (frames("PNG"), "animated"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_with_a_code_and_a_fix(name: str) -> None:
+    data, code = HOSTILE[name]
+    with pytest.raises(BadImage) as refused:
+        decode(data)
+    assert refused.value.code == code
+    assert refused.value.fix
+    assert any("가" <= letter <= "힣" for letter in refused.value.message_ko)
+
+
+def test_limits_are_exact() -> None:
+    data = encoded(grey())
+    assert decode(data, limits=Limits(max_bytes=len(data), max_pixels=200)).size == (20, 10)
+    for limits, code in ((Limits(max_bytes=len(data) - 1), "too_large_file"), (Limits(max_pixels=199), "too_many_pixels")):
+        with pytest.raises(BadImage) as refused:
+            decode(data, limits=limits)
+        assert refused.value.code == code
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_every_format_is_read(kind: str) -> None:
+    pixels = to_array(encoded(grey(), kind), 16)
+    assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
+    assert abs(int(pixels.mean()) - 128) <= 2
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "P", "1"])
+def test_other_colours_become_rgb(mode: str) -> None:
+    data = encoded(grey(255).convert(mode), "JPEG" if mode == "CMYK" else "PNG")
+    assert decode(data).mode == "RGB"
+    assert to_array(data, 16).mean() > 250
+
+
+def test_transparent_is_white_and_16_bits_are_scaled() -> None:
+    assert to_array(encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), 16).min() == 255
+    deep = Image.fromarray(np.full((9, 9), 32_768, np.uint16))
+    assert abs(int(to_array(encoded(deep), 16).mean()) - 128) <= 1
+    assert to_array(encoded(Image.fromarray(np.full((9, 9), 200, np.uint16))), 16).max() <= 1  # dark in 16 bits stays dark
+
+
+def test_a_picture_is_upright() -> None:
+    picture = Image.new("RGB", (20, 10))
+    picture.paste((255, 255, 255), (0, 0, 10, 10))  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    assert decode(encoded(picture, "PNG")).size == (20, 10)
+    turned = decode(encoded(picture, "PNG", exif=exif))
+    assert turned.size == (10, 20)
+    assert turned.getpixel((5, 2)) == (255, 255, 255)
+    assert turned.getpixel((5, 17)) == (0, 0, 0)
