@@ -5,6 +5,7 @@ Belongs here: that shell. What trains is the Dagster job `sentiment_train`, so e
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,9 +84,8 @@ class ModelTrainer:
     def _configured(self) -> Iterator[Settings]:
         """Settings whose configs/ holds this trainer's configuration."""
         with tempfile.TemporaryDirectory() as folder:
-            base = self.settings.configs / "base.yaml"
-            if base.exists():
-                (Path(folder) / "base.yaml").write_text(base.read_text(encoding="utf-8"), encoding="utf-8")
+            for path in self.settings.configs.glob("*.yaml"):  # the definitions need every system's
+                shutil.copy(path, folder)
             (Path(folder) / "sentiment.yaml").write_text(yaml.safe_dump(self._values, allow_unicode=True), encoding="utf-8")
             yield self.settings.model_copy(update={"configs": Path(folder)})
 
