@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires"}
 
 #: Asked of the server when the first champion is there; a system that is not here is asked about the first photo of what was landed.
-QUESTIONS = {"sentiment": "다시 보고 싶은 영화"}
+QUESTIONS = {"sentiment": "배우들 연기 정말 재미있었어요"}
 PHOTOS = (".jpg", ".jpeg", ".png")
 
 #: Of several models on one version, the one that came furthest is the version's outcome.
@@ -104,7 +104,7 @@ class Demo:
 
     @property
     def next_step(self) -> str:
-        return "mlops predict sentiment '정말 재미있는 영화'    (in another terminal; Ctrl-C here stops everything)"
+        return "mlops predict sentiment '정말 재미있었어요'    (in another terminal; Ctrl-C here stops everything)"
 
     def begin(self, settings: Settings, environment: Mapping[str, str], say: Say) -> None:
         from mlops_assets import database
