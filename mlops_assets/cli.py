@@ -345,7 +345,7 @@ def _wait_for_runs(settings: Settings, system: str, version: str) -> None:
 
     from mlops_assets.dagster_api import FINISHED, runs_over
 
-    while settings.dagster_url and any(run["status"] not in FINISHED for run in runs_over(settings.dagster_url, system, version)):
+    while settings.dagster_url and any(run["status"] not in FINISHED for run in runs_over(settings.dagster_url, system, version) or []):
         time.sleep(2)
 
 

@@ -96,10 +96,10 @@ _RUNS = """query Runs($system: String!, $version: String!) { runsOrError(limit: 
     {key: "mlops/system", value: $system}, {key: "dagster/partition", value: $version}]}) { ... on Runs { results { runId status } } } }"""
 
 
-def runs_over(address: str, system: str, version: str) -> list[dict[str, Any]]:
-    """The latest runs of a system's jobs over a dataset version, newest first; none while Dagster does not answer."""
+def runs_over(address: str, system: str, version: str) -> list[dict[str, Any]] | None:
+    """The latest runs of a system's jobs over a dataset version, newest first; None while Dagster does not answer."""
     try:
-        data = graphql(address, _RUNS, {"system": system, "version": version}, timeout=2)
+        data = graphql(address, _RUNS, {"system": system, "version": version}, timeout=5)
     except OSError:
-        return []
+        return None
     return list(data["runsOrError"].get("results", []))

@@ -205,8 +205,9 @@ class Demo:
             self._end(landing, best)
 
     def _working(self, landing: Landing) -> bool:
+        """Also while Dagster is too busy to say."""
         runs = runs_over(self._settings.require("dagster_url"), landing.system, landing.version)
-        return any(run["status"] not in FINISHED for run in runs)
+        return runs is None or any(run["status"] not in FINISHED for run in runs)
 
     def _served(self, landing: Landing) -> None:
         """The end of the good path is an answer, not a row."""

@@ -188,9 +188,8 @@ def test_ci_runs_what_developers_run():
 
 
 def test_the_forms_of_the_workflows_offer_what_the_platform_knows():
-    from mlops_assets.systems.tires.training import SYSTEM
-
     from mlops_assets.lifecycle.jobs import Metric
+    from mlops_assets.systems.tires.training import SYSTEM
 
     def inputs(name):
         return yaml.safe_load((ROOT / ".github" / "workflows" / f"tires-{name}.yml").read_text())[True]["workflow_dispatch"]["inputs"]

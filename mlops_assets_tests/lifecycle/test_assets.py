@@ -233,6 +233,17 @@ def test_without_a_scenario_every_model_is_trained_and_the_best_is_champion(worl
     assert found.receipt.variant == "idle"
 
 
+@pytest.mark.parametrize("variants", [{"a": 0.82, "b": 0.9, "c": 0.86}, {"a": 0.9, "b": 0.82, "c": 0.86}])
+def test_the_best_model_of_a_run_is_champion_in_whatever_order_they_register(world, platform, instance, variants):
+    runs = Runs(world, platform, instance, {"v1": None}, with_scenario(), variants)
+    assert runs.job("v1").success
+    with world.engine.connect() as connection:
+        found, _ = promotion.latest_verified(connection, "toy", "champion", world.settings.public_keys_path)
+        codes = set(connection.execute(text("SELECT code FROM verdict WHERE outcome = 'registered'")).scalars())
+    assert variants[found.receipt.variant] == 0.9
+    assert "not_better" in codes or found.sequence > 1, "the others were compared, not passed over"
+
+
 def test_a_scenario_with_an_unknown_model_names_the_known_ones(world, platform, instance):
     with pytest.raises(SettingsError, match=r"strongest is no model of toy; choose from weak, strong, idle"):
         Runs(world, platform, instance, {"v1": None}, with_scenario("strongest"), VARIANTS)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from mlops_assets.systems.tires.training import SYSTEM
 
 from mlops_assets.systems.tires.commits import model_of
+from mlops_assets.systems.tires.training import SYSTEM
 
 HOSTILE = [
     "model: $(touch pwned)",
