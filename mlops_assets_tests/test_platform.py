@@ -75,7 +75,7 @@ def materializations(platform: Running, layer: str) -> list[dict[str, Any]]:
 def test_the_whole_platform_killed_in_mid_training_resumes_and_ends_as_an_unbroken_run(platform: Running, tmp_path: Path) -> None:
     """SIGKILL to every process, PostgreSQL too; the next start resumes by itself, and only seeds make a difference.
 
-    2026-11-21: passed. The sample can be learned to the last row, so all figures are equal and the spread is 0; that the weights are equal is
+    2026-11-21: passed. The sample can be learned to the last row, so the figures are equal and the spread is 0; that weights are equal is
     shown in training/test_trainer.py.
     """
     land(platform, tmp_path / "v1", "v1")
