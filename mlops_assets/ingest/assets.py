@@ -6,7 +6,7 @@ half (`lifecycle/assets.py`).
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,18 @@ from pydantic import Field
 
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import dataset_versions, key_of, mark
+from mlops_assets.lifecycle.checks import partitioned_check
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import Settings, git_commit
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from mlops_assets.ingest.rows import Account, Cleaned, Violation
+    from mlops_assets.store import ObjectStore
+
+    Contract = Callable[[ObjectStore, Engine, str, Path], tuple[int, Sequence[Violation]]]
 
 SHOWN = 20
 
@@ -75,6 +81,84 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
         )
 
     return dataset
+
+
+def cleaned_checks(
+    system: str, settings: Settings, *, rules: str, contract_of: "Contract", account_of: "Callable[[Engine, ObjectStore, str], Account]"
+) -> list[dg.AssetChecksDefinition]:
+    """The two blocking checks of `cleaned`: its contract, and that no row is unaccounted for.
+
+    Args:
+        rules: the contract in words.
+        contract_of: (store, engine, version, folder) -> rows of the table, and what breaks the contract.
+    """
+    cleaned, partitions = key_of(system, "", "cleaned"), dataset_versions(system)
+
+    @partitioned_check(asset=cleaned, name="contract", partitions_def=partitions, description=rules)
+    def contract(context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.AssetCheckResult:
+        with postgres.engine() as engine, scratch_folder(settings) as scratch:
+            rows, violations = contract_of(store.open(), engine, context.partition_key, scratch / "table")
+        shown = [{"rule": v.rule, "cases": v.cases, "examples": " | ".join(v.examples)} for v in violations]
+        return dg.AssetCheckResult(
+            passed=not violations,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description="; ".join(f"{v.rule}: {v.cases}" for v in violations) or f"{rows} rows keep the contract",
+            metadata={"rows": rows, **({"violations": table(shown)} if shown else {})},
+        )
+
+    @partitioned_check(
+        asset=cleaned,
+        name="row_accounting",
+        partitions_def=partitions,
+        description="Rows in = accepted + quarantined, each counted where it is kept, and every frozen file is used or refused.",
+    )
+    def row_accounting(
+        context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource
+    ) -> dg.AssetCheckResult:
+        with postgres.engine() as engine:
+            account = account_of(engine, store.open(), context.partition_key)
+        return dg.AssetCheckResult(
+            passed=account.adds_up,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=account.sentence,
+            metadata={"rows_in": account.rows_in, "accepted": account.accepted, "quarantined": account.quarantined},
+        )
+
+    return [contract, row_accounting]
+
+
+def cleaned_result(
+    done: "Cleaned",
+    store: "ObjectStore",
+    schema: dg.TableSchema,
+    examples: list[dict[str, Any]],
+    means: Mapping[str, str],
+    files_mean: Mapping[str, str],
+    **more: Any,
+) -> dg.MaterializeResult[None]:
+    """What people see of a cleaned version. `means` and `files_mean`: reason code -> what it means."""
+    reasons = [{"reason": code, "rows": rows, "means": means[code]} for code, rows in done.quarantined.items()]
+    files = [{"file": name, "reason": code, "means": files_mean[code]} for name, code in done.refused_files.items()]
+    return dg.MaterializeResult(
+        metadata={
+            **more,
+            "dataset_version": done.table.version,
+            "manifest_sha256": done.table.manifest_sha256,
+            "table_sha256": done.table.sha256,
+            "git_commit": git_commit(),
+            "dagster/uri": store.uri(done.table.prefix),
+            "dagster/row_count": done.accepted,
+            "dagster/column_schema": schema,
+            "rows_in": done.rows_in,
+            "rows_accepted": done.accepted,
+            "rows_quarantined": sum(done.quarantined.values()),
+            "unchanged": done.unchanged,
+            **{f"split/{name}": rows for name, rows in done.splits.items()},
+            **({"quarantine": table(reasons), "quarantine_examples": table(examples)} if reasons else {}),
+            **({"refused_files": table(files)} if files else {}),
+        },
+        data_version=dg.DataVersion(done.table.sha256),
+    )
 
 
 def code_version(*sources: Path) -> str:

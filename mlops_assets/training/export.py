@@ -329,6 +329,13 @@ def int8_quality(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Int8
 # --- bundle.json, golden.json ---------------------------------------------------------------------------------------------------
 
 
+def write_spec(folder: Path, system: str, kind: str, labels: Sequence[str], precision: str, temperature: float, **more: Any) -> None:
+    """`bundle.json`, which says what is in a bundle. `more`: what only this kind has."""
+    calibration = {"temperature": round(temperature, 6)}
+    spec = {"format": 1, "system": system, "kind": kind, "labels": list(labels), "precision": precision, "calibration": calibration}
+    write_json(folder / "bundle.json", spec | more)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

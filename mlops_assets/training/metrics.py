@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,21 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Counts [true class, predicted class]."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def confusion_rows(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """`confusion` as rows for people: the true class, and how often each class was predicted."""
+    return [
+        {"true": true, **{name: int(count) for name, count in zip(names, row, strict=True)}}
+        for true, row in zip(names, counts, strict=True)
+    ]
+
+
+def surest_errors(probabilities: np.ndarray, labels: np.ndarray, at_most: int) -> list[tuple[int, int, float]]:
+    """(row, predicted class, its probability) of the wrong answers [rows, classes] that were surest, the surest first."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    return [(int(i), int(predicted[i]), float(confidence[i])) for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:at_most]]
 
 
 def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -165,7 +165,7 @@ def test_importing_the_system_loads_nothing_heavy() -> None:
 
 def test_sources_exist_and_name_the_trainer() -> None:
     assert all(path.is_file() for path in training.sources())
-    assert {"model.py", "training.py", "config.py", "trainer.py", "text.py", "export.py", "metrics.py"} == {
+    assert {"model.py", "training.py", "config.py", "attempt.py", "trainer.py", "text.py", "export.py", "metrics.py"} == {
         path.name for path in training.sources()
     }
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from mlops_assets.settings import Strict, SystemConfig
-from mlops_assets.training.trainer import OPTIMIZERS, UnsupportedOptimizer
+from mlops_assets.training import config as training
 
 
 class OfficialFile(Strict):
@@ -36,38 +34,15 @@ class DatasetSection(Strict):
     official: tuple[OfficialFile, ...] = ()
 
 
-class TrainingSection(Strict):
+class TrainingSection(training.TrainingSection):
     """How a model is trained."""
 
-    epochs: float = Field(default=3, gt=0)
-    min_steps: int = Field(default=0, ge=0)
-    """On few rows, train for more epochs until this many steps are made (unless `epochs` is overridden)."""
-    batch_size: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
-    optimizer_type: str = "adamw"
-    """One of `training.trainer.OPTIMIZERS`."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    monitor: Literal["accuracy", "f1", "loss"] = "accuracy"
-    """The validation figure whose best moment is kept."""
     early_stopping_patience: int = Field(default=2, ge=1)
     """Evaluations on validation without improvement before training stops."""
-    evaluations_per_epoch: int = Field(default=2, ge=1)
-    checkpoints_per_epoch: int = Field(default=4, ge=1)
-    max_minutes: float | None = Field(default=None, gt=0)
-    """Stop (and keep the best so far) after this long; None: no limit."""
+    evaluations_per_epoch: PositiveInt = 2
+    checkpoints_per_epoch: PositiveInt = 4
     bucketing: bool = True
     """Batches of texts of like length."""
-    bf16: bool | None = None
-    """None: where the processor or GPU has it."""
-
-    @field_validator("optimizer_type")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        if value not in OPTIMIZERS:
-            raise UnsupportedOptimizer(value)
-        return value
 
 
 class ModelSection(Strict):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mlops_assets import crash
 from mlops_assets.database import copy_rows
+from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -83,14 +84,6 @@ class Review:
     id: str
     document: str
     label: str
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row (or file) that is turned away: a code of ROW_REASONS (FILE_REASONS) and what was seen."""
-
-    code: str
-    excerpt: str
 
 
 def lines_of(chunks: Iterable[bytes], limit: int) -> Iterator[bytes | Rejected]:
@@ -579,8 +572,9 @@ def _store_rows(engine: Engine, manifest: Manifest, result: _Result, scanned: Sc
     """Reviews, quarantined rows and the files' states change together, in one transaction; what is the same is not written again."""
     with engine.begin() as connection:
         _replace_reviews(connection, manifest.version, [] if refusal else result.parts)
-        _replace_quarantine(connection, manifest, result)
-        _mark_files(connection, manifest, scanned)
+        replace_quarantine(connection, manifest, result.quarantine)
+        refused = ((entry.key, (what.code, f"{FILE_REASONS[what.code]} ({what.excerpt})")) for entry, what in scanned.refused.values())
+        mark_files(connection, manifest, dict(refused))
         dataset.refuse(connection, manifest.system, manifest.version, refusal)
         crash.reach("cleaned.before_commit")
 
@@ -611,58 +605,12 @@ def _replace_reviews(connection: Connection, version: str, parts: Sequence[Path]
     connection.execute(text(f"INSERT INTO review ({', '.join(columns)}) SELECT {', '.join(columns)} FROM arrived"))
 
 
-def _replace_quarantine(connection: Connection, manifest: Manifest, result: _Result) -> None:
-    from sqlalchemy import text
-
-    key = {"s": manifest.system, "v": manifest.version}
-    connection.execute(text("DELETE FROM quarantined_row WHERE system = :s AND version = :v"), key)
-    copy_rows(
-        connection,
-        "quarantined_row",
-        ["system", "version", "source", "line", "reason_code", "excerpt"],
-        ((manifest.system, manifest.version, *row) for row in result.quarantine),
-    )
-
-
-def _mark_files(connection: Connection, manifest: Manifest, scanned: Scanned) -> None:
-    """The version's own frozen files that cleaning could not use are quarantined; their bytes stay in the manifest. A changed configuration
-    may use them after all, so this is judged anew each time."""
-    from sqlalchemy import text
-
-    own = {entry.key: what for entry, what in scanned.refused.values() if entry.from_version == manifest.version}
-    key = {"s": manifest.system, "v": manifest.version}
-    connection.execute(
-        text(
-            "UPDATE landing_object SET state = 'accepted', reason_code = NULL, reason = NULL WHERE system = :s AND version = :v "
-            "AND sha256 IS NOT NULL AND state = 'quarantined' AND NOT key = ANY(:keys)"
-        ),
-        {**key, "keys": list(own)},
-    )
-    for name, what in own.items():
-        connection.execute(
-            text(
-                "UPDATE landing_object SET state = 'quarantined', reason_code = :c, reason = :r "
-                "WHERE system = :s AND version = :v AND key = :k AND sha256 IS NOT NULL"
-            ),
-            {**key, "k": name, "c": what.code, "r": f"{FILE_REASONS[what.code]} ({what.excerpt})"},
-        )
-
-
 def load_cleaned(store: ObjectStore, engine: Engine, version: str, folder: Path) -> CleanedTable:
     """The cleaned reviews of a version, downloaded to `folder` and verified: what training and evaluation read."""
     return dataset.load_table(store, engine, SYSTEM, version, folder)
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One rule of the contract that the table breaks, with the number of cases and the first few."""
-
-    rule: str
-    cases: int
-    examples: Sequence[str]
 
 
 def read_table(table: CleanedTable) -> pd.DataFrame:
@@ -686,21 +634,13 @@ def check_contract(frame: pd.DataFrame) -> list[Violation]:
         },
         strict=True,
     )
-    try:
-        schema.validate(frame, lazy=True)
-    except pa.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        found = []
-        for (column, check), rows in cases.groupby(["column", "check"], dropna=False, sort=True):
-            found.append(Violation(f"{column}: {check}", len(rows), [str(case)[:80] for case in rows["failure_case"].head(5)]))
-        return found
-    return _groups_in_two_splits(frame)
+    return violations(schema, frame, lambda rows: torn(rows["document"].map(normalized), rows["split"], "no text in two splits"))
 
 
-def _groups_in_two_splits(frame: pd.DataFrame) -> list[Violation]:
-    splits = frame["split"].groupby(frame["document"].map(normalized)).nunique()
-    torn = splits[splits > 1]
-    return [Violation("no text in two splits", len(torn), [str(text)[:80] for text in torn.index[:5]])] if len(torn) else []
+def contract(store: ObjectStore, engine: Engine, version: str, folder: Path) -> tuple[int, list[Violation]]:
+    """Rows of a cleaned version, downloaded to `folder` and verified, and what is wrong with them."""
+    table = load_cleaned(store, engine, version, folder)
+    return table.rows, check_contract(read_table(table))
 
 
 @dataclass(frozen=True)
@@ -730,13 +670,7 @@ def account(engine: Engine, store: ObjectStore, version: str) -> Account:
     """
     from sqlalchemy import text
 
-    manifest = dataset.read_manifest(engine, store, SYSTEM, version)
-    table = dataset.find_table(store, SYSTEM, version, manifest.sha256)
-    if table is None:
-        raise dataset.DatasetError(f"{SYSTEM} {version} is not cleaned yet: materialize `{SYSTEM}/cleaned` for it first")
+    _, table = find_cleaned(engine, store, SYSTEM, version)
     with engine.connect() as connection:
         accepted = connection.execute(text("SELECT count(*) FROM review WHERE version = :v"), {"v": version}).scalar_one()
-        quarantined = connection.execute(
-            text("SELECT count(*) FROM quarantined_row WHERE system = :s AND version = :v"), {"s": SYSTEM, "v": version}
-        ).scalar_one()
-    return Account(table.body["rows_in"], int(accepted), int(quarantined), table.rows)
+    return Account(table.body["rows_in"], int(accepted), quarantined_count(engine, SYSTEM, version), table.rows)

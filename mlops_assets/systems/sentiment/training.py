@@ -7,21 +7,18 @@ Belongs here: what is particular to reviews of film. Does not belong here: the r
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
-from mlops_assets.settings import SettingsError, canonical
+from mlops_assets.settings import canonical
 from mlops_assets.systems.sentiment.config import DatasetSection, ModelSection, SentimentConfig, TrainingSection
 from mlops_assets.systems.sentiment.model import LABELS
+from mlops_assets.training.config import chosen, override, valid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +36,6 @@ WORST_ERRORS = 20
 EXCERPT = 200
 #: Upper ends (characters) of the slices by review length.
 LENGTH_SLICES = (10, 20, 40, 80)
-TRAINED = "trained.json"
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
@@ -91,15 +87,10 @@ class Choice:
 
 
 def _flat(config: SentimentConfig, model_type: str, dataset: str) -> dict[str, Any]:
-    for kind, name, known in (("모델", model_type, config.models), ("데이터셋", dataset, config.datasets)):
-        if name not in known:
-            raise SettingsError(
-                f"지원되지 않는 {kind} 타입입니다.: {name} (not in the configuration; choose one of {', '.join(sorted(known))})"
-            )
-    model = config.models[model_type].model_dump(mode="json")
+    model = chosen("모델", model_type, config.models).model_dump(mode="json")
     training = model.pop("training")
-    data = {name: getattr(config.datasets[dataset], name) for name in OF_DATASET}
-    return {"model_type": model_type, "dataset": dataset, **data, **model, **training}
+    section = chosen("데이터셋", dataset, config.datasets)
+    return {"model_type": model_type, "dataset": dataset, **{name: getattr(section, name) for name in OF_DATASET}, **model, **training}
 
 
 def parameters(config: SentimentConfig, variant: str = "") -> dict[str, Any]:
@@ -110,29 +101,21 @@ def parameters(config: SentimentConfig, variant: str = "") -> dict[str, Any]:
 def resolve(config: SentimentConfig, given: Mapping[str, Any]) -> Choice:
     """`given` (what `parameters` returned, with overrides) as validated sections.
 
-    Another `model_type` or `dataset` brings its own section's values; only what differs from the defaults overrides those.
-
     Raises:
         SettingsError: an unknown name or a bad value, with the choices.
     """
-    if unknown := sorted(set(given) - set(PARAMETER_NAMES)):
-        raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(sorted(PARAMETER_NAMES))}")
-    defaults = parameters(config)
-    overrides = {name: value for name, value in given.items() if value != defaults[name]}
-    chosen = _flat(config, str(overrides.get("model_type", config.project.model)), str(overrides.get("dataset", config.project.dataset)))
-    if "epochs" in overrides:
-        chosen["min_steps"] = 0  # who asks for one epoch wants one epoch
-    flat = {**chosen, **overrides}
-    try:
-        dataset = DatasetSection.model_validate(config.datasets[flat["dataset"]].model_dump() | {name: flat[name] for name in OF_DATASET})
+
+    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        return _flat(config, str(overrides.get("model_type", config.project.model)), str(overrides.get("dataset", config.project.dataset)))
+
+    def build() -> Choice:
+        dataset = config.datasets[flat["dataset"]].model_dump() | {name: flat[name] for name in OF_DATASET}
         training = {name: flat[name] for name in TrainingSection.model_fields}
-        model = ModelSection.model_validate(
-            {name: flat[name] for name in ModelSection.model_fields if name != "training"} | {"training": training}
-        )
-    except ValidationError as error:
-        problems = "; ".join(f"{e['loc'][-1]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
-        raise SettingsError(problems) from None
-    return Choice(dataset, model, flat)
+        model = {name: flat[name] for name in ModelSection.model_fields if name != "training"} | {"training": training}
+        return Choice(DatasetSection.model_validate(dataset), ModelSection.model_validate(model), flat)
+
+    flat = override(given, parameters(config), PARAMETER_NAMES, sections)
+    return valid(build)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------------------
@@ -188,12 +171,11 @@ def train(context: TrainContext) -> Trained:
     """
     import torch
 
-    from mlops_assets.training import trainer
-    from mlops_assets.training.metrics import classification, softmax
+    from mlops_assets.training import attempt
     from mlops_assets.training.text import TextExamples
 
     choice = resolve(_config(context), context.parameters)
-    if finished := _finished(context, choice):
+    if finished := attempt.finished(context, choice.flat):
         return finished
     rows, validation = sample(read_rows(context.table, "train"), choice.dataset.sampling_rate), read_rows(context.table, "validation")
     torch.manual_seed(context.seed)
@@ -202,24 +184,20 @@ def train(context: TrainContext) -> Trained:
     log.info(
         "training on %d reviews, validating on %d, %d tokens in the vocabulary", len(rows), len(validation), tokenizer.get_vocab_size()
     )
-    fitted = trainer.fit(
+    fitted, metrics = attempt.fit(
+        context,
         _model(net, choice, tokenizer),
         TextExamples(tokenizer, rows.texts, rows.labels, length),
         TextExamples(tokenizer, validation.texts, validation.labels, length),
         _recipe(choice.model.training),
-        lambda logits, labels: classification(softmax(logits), labels),
-        workdir=context.workdir,
-        fingerprint=context.fingerprint,
-        seed=context.seed,
-        threads=context.threads,
-        log_dir=context.log_dir,
-        log_metrics=context.log_metrics,
     )
-    metrics = {f"validation_{name}" if name != "train_minutes" else name: value for name, value in fitted.metrics.items()}
-    metrics |= {"train_rows": float(len(rows)), "steps": float(fitted.steps), "best_step": float(fitted.best_step)}
-    _save(context, net, tokenizer, {"metrics": metrics, "stopped": fitted.stopped, "resumed_from_step": fitted.resumed_from_step})
-    trainer.close(context.workdir)
-    return Trained(context.workdir / "trained", metrics, choice.flat, resumed_from_step=fitted.resumed_from_step)
+
+    def write(folder: Path) -> None:
+        """fp32 weights, configuration and tokenizer."""
+        net.save_pretrained(folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return attempt.keep(context, fitted, metrics, choice.flat, write)
 
 
 def _config(context: TrainContext) -> SentimentConfig:
@@ -254,31 +232,6 @@ def _recipe(section: TrainingSection) -> Any:
     from mlops_assets.training.trainer import Recipe
 
     return Recipe(**{name: getattr(section, name) for name in TrainingSection.model_fields if name != "label_smoothing"})
-
-
-def _save(context: TrainContext, net: Any, tokenizer: Any, summary: Mapping[str, Any]) -> None:
-    """fp32 weights, configuration and tokenizer under `workdir/trained`, whole or not at all."""
-    from mlops_assets.training import trainer
-
-    aside = context.workdir / ".aside-trained"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    net.save_pretrained(aside)
-    tokenizer.save(str(aside / "tokenizer.json"))
-    trainer.seal(aside, {"format": 1, "fingerprint": context.fingerprint, **summary}, TRAINED)
-    trainer.publish(aside, context.workdir / "trained")
-
-
-def _finished(context: TrainContext, choice: Choice) -> Trained | None:
-    """What an earlier, killed run of this very training had finished."""
-    from mlops_assets.training import trainer
-
-    folder = context.workdir / "trained"
-    if not folder.is_dir() or trainer.fault_of(folder, context.fingerprint, TRAINED) is not None:
-        return None
-    summary = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
-    context.log_metrics(summary["metrics"], int(summary["metrics"]["steps"]))
-    return Trained(folder, summary["metrics"], choice.flat, resumed_from_step=summary["resumed_from_step"])
 
 
 # --- export ---------------------------------------------------------------------------------------------------------------------
@@ -317,20 +270,9 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
 
 
 def _describe(folder: Path, max_length: int, precision: str, temperature: float) -> None:
-    from mlops_assets.training.export import write_json
+    from mlops_assets.training.export import write_spec
 
-    write_json(
-        folder / "bundle.json",
-        {
-            "format": 1,
-            "system": "sentiment",
-            "kind": "text-classification",
-            "labels": list(LABELS),
-            "max_length": max_length,
-            "precision": precision,
-            "calibration": {"temperature": round(temperature, 6)},
-        },
-    )
+    write_spec(folder, "sentiment", "text-classification", LABELS, precision, temperature, max_length=max_length)
 
 
 def _to_int8(folder: Path, texts: Sequence[str], labels: Sequence[int], fp32: np.ndarray, threads: int) -> tuple[np.ndarray, str]:
@@ -394,7 +336,7 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
         holdout_sha256=holdout_sha256(rows),
         correct=(predicted == labels).tolist(),
         slices=metrics.slices(by_length(rows.texts), probabilities, labels),
-        tables={"worst_errors": worst_errors(rows, probabilities), "confusion_matrix": _confusion_rows(counts)},
+        tables={"worst_errors": worst_errors(rows, probabilities), "confusion_matrix": metrics.confusion_rows(counts, LABELS)},
         pictures=(
             Picture("confusion_matrix", plots.confusion_matrix(counts, LABELS)),
             Picture("precision_recall", plots.precision_recall(probabilities[:, 1], labels == 1, LABELS[1])),
@@ -424,22 +366,18 @@ def worst_errors(rows: Rows, probabilities: np.ndarray) -> list[dict[str, Any]]:
     """The wrong answers that the model was surest of."""
     import numpy as np
 
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != np.asarray(rows.labels))
+    from mlops_assets.training.metrics import surest_errors
+
     return [
         {
             "id": rows.ids[i],
             "document": rows.texts[i][:EXCERPT],
             "label": LABELS[rows.labels[i]],
-            "predicted": LABELS[predicted[i]],
-            "confidence": round(float(confidence[i]), 4),
+            "predicted": LABELS[predicted],
+            "confidence": round(confidence, 4),
         }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST_ERRORS]
+        for i, predicted, confidence in surest_errors(probabilities, np.asarray(rows.labels), WORST_ERRORS)
     ]
-
-
-def _confusion_rows(counts: np.ndarray) -> list[dict[str, Any]]:
-    return [{"true": LABELS[i], **{LABELS[j]: int(counts[i, j]) for j in range(len(LABELS))}} for i in range(len(LABELS))]
 
 
 # --- the system -----------------------------------------------------------------------------------------------------------------
@@ -452,7 +390,7 @@ def sources(variant: str = "") -> list[Path]:
         here / "config.py",
         here / "model.py",
         here / "training.py",
-        *(shared / f"{n}.py" for n in ("export", "metrics", "text", "trainer")),
+        *(shared / f"{n}.py" for n in ("attempt", "config", "export", "metrics", "text", "trainer")),
     ]
 
 

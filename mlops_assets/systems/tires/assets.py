@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from mlops_assets import images
-from mlops_assets.ingest.assets import code_version, dataset_asset, failures, quarantined_rows, scratch_folder, table
+from mlops_assets.ingest.assets import (
+    cleaned_checks,
+    cleaned_result,
+    code_version,
+    dataset_asset,
+    failures,
+    quarantined_rows,
+    scratch_folder,
+    table,
+)
 from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, dataset_versions, key_of, model_lifecycle
-from mlops_assets.lifecycle.checks import partitioned_check
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import Settings, git_commit, load_config
+from mlops_assets.settings import Settings, load_config
 from mlops_assets.systems.tires import data
 from mlops_assets.systems.tires.config import TiresConfig
 
@@ -67,72 +75,22 @@ def data_assets(config: TiresConfig, settings: Settings) -> list[dg.AssetsDefini
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
             done = data.clean(engine, objects, manifest, config.dataset, scratch, threads=settings.threads)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
-        return dg.MaterializeResult(metadata=_shown(objects, done, examples), data_version=dg.DataVersion(done.table.sha256))
+        return cleaned_result(done, objects, _SCHEMA, examples, data.ROW_REASONS, data.FILE_REASONS, **_shown(objects, done))
 
-    @partitioned_check(
-        asset=key_of(data.SYSTEM, "", "cleaned"),
-        name="contract",
-        partitions_def=partitions,
-        description="Unique ids that are their pictures' digests, labels 0 and 1, known splits, no group in two splits.",
-    )
-    def contract(context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.AssetCheckResult:
-        with postgres.engine() as engine, scratch_folder(settings) as scratch:
-            found = data.load_cleaned(store.open(), engine, context.partition_key, scratch / "table")
-            violations = data.check_contract(data.read_table(found))
-        shown = [{"rule": v.rule, "cases": v.cases, "examples": " | ".join(v.examples)} for v in violations]
-        return dg.AssetCheckResult(
-            passed=not violations,
-            severity=dg.AssetCheckSeverity.ERROR,
-            description="; ".join(f"{v.rule}: {v.cases}" for v in violations) or f"{found.rows} photos keep the contract",
-            metadata={"rows": found.rows, **({"violations": table(shown)} if shown else {})},
-        )
-
-    @partitioned_check(
-        asset=key_of(data.SYSTEM, "", "cleaned"),
-        name="row_accounting",
-        partitions_def=partitions,
-        description="Rows in = accepted + quarantined, and every frozen file is a picture's, an index, or refused.",
-    )
-    def row_accounting(
-        context: dg.AssetCheckExecutionContext, store: ObjectStoreResource, postgres: PostgresResource
-    ) -> dg.AssetCheckResult:
-        with postgres.engine() as engine:
-            account = data.account(engine, store.open(), context.partition_key)
-        return dg.AssetCheckResult(
-            passed=account.adds_up,
-            severity=dg.AssetCheckSeverity.ERROR,
-            description=account.sentence,
-            metadata={"rows_in": account.rows_in, "accepted": account.accepted, "quarantined": account.quarantined, **account.files},
-        )
-
-    return [dataset, cleaned, contract, row_accounting]
+    rules = "Unique ids that are their pictures' digests, labels 0 and 1, known splits, no group in two splits."
+    checks = cleaned_checks(data.SYSTEM, settings, rules=rules, contract_of=data.contract, account_of=data.account)
+    return [dataset, cleaned, *checks]
 
 
-def _shown(store: "ObjectStore", done: data.Cleaned, examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """What people see of a cleaned version: the photos first."""
+def _shown(store: "ObjectStore", done: data.Cleaned) -> dict[str, Any]:
+    """What people see of photos beyond what every cleaned version shows: the photos first."""
     sheet = base64.b64encode(data.contact_sheet(store, done.table, EVENT_PICTURE_BYTES)).decode()
-    reasons = [{"reason": code, "rows": rows, "means": data.ROW_REASONS[code]} for code, rows in done.quarantined.items()]
-    files = [{"file": name, "reason": code, "means": data.FILE_REASONS[code]} for name, code in done.refused_files.items()]
     alike = [{"photo": one, "is like": other} for one, other in done.alike]
     return {
         "contact_sheet": dg.MetadataValue.md(f"![contact sheet](data:image/png;base64,{sheet})"),
-        "dataset_version": done.table.version,
-        "manifest_sha256": done.table.manifest_sha256,
-        "table_sha256": done.table.sha256,
-        "git_commit": git_commit(),
-        "dagster/uri": store.uri(done.table.prefix),
-        "dagster/row_count": done.accepted,
-        "dagster/column_schema": _SCHEMA,
-        "rows_in": done.rows_in,
-        "rows_accepted": done.accepted,
-        "rows_quarantined": sum(done.quarantined.values()),
-        "unchanged": done.unchanged,
-        **{f"split/{name}": rows for name, rows in done.splits.items()},
         **{f"label/{name}": rows for name, rows in done.labels.items()},
         **{f"near_duplicates/{name}": count for name, count in done.near_duplicates.items()},
         **({"near_duplicates_across_labels": table(alike)} if alike else {}),
-        **({"quarantine": table(reasons), "quarantine_examples": table(examples)} if reasons else {}),
-        **({"refused_files": table(files)} if files else {}),
     }
 
 

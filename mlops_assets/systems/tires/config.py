@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from mlops_assets.settings import Strict, SystemConfig
-from mlops_assets.training.trainer import OPTIMIZERS, UnsupportedOptimizer
+from mlops_assets.training import config as training
 
 #: The models, in the order of the seed. Each is a variant with its own assets.
 VARIANTS: Final = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "resnet18", "resnet50", "tinyvgg", "cnn")
@@ -67,40 +67,21 @@ class DatasetSection(Strict):
         return value
 
 
-class TrainingSection(Strict):
+class TrainingSection(training.TrainingSection):
     """How a model is trained."""
 
-    epochs: float = Field(default=5, gt=0)
-    min_steps: int = Field(default=0, ge=0)
-    """On few photos, train for more epochs until this many steps are made (unless `epochs` is overridden)."""
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: PositiveFloat = 5
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
     optimizer_type: str = "adam"
-    """One of `training.trainer.OPTIMIZERS`."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 0.0
     monitor: Literal["accuracy", "f1", "loss"] = "loss"
-    """The validation figure whose best moment is kept."""
     min_loss: float | None = Field(default=None, gt=0)
     """With `min_accuracy`: both reached on validation, training stops, and only then may the model register; null: no condition."""
     min_accuracy: float | None = Field(default=None, gt=0, le=1)
     patience: int = Field(default=5, ge=1)
     """Evaluations on validation in which neither loss nor accuracy improves by `delta` before training stops."""
     delta: float = Field(default=0.0, ge=0)
-    evaluations_per_epoch: int = Field(default=1, ge=1)
-    checkpoints_per_epoch: int = Field(default=1, ge=1)
-    max_minutes: float | None = Field(default=None, gt=0)
-    """Stop (and keep the best so far) after this long; null: no limit."""
-    bf16: bool | None = None
-    """null: where the processor or GPU has it."""
-
-    @field_validator("optimizer_type")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        if value not in OPTIMIZERS:
-            raise UnsupportedOptimizer(value)
-        return value
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> TrainingSection:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
-from mlops_assets.database import copy_rows
+from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -86,14 +86,6 @@ EXAMPLES: Final = 20
 
 
 # --- files to rows --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row (or file) that is turned away: a code of ROW_REASONS (FILE_REASONS) and what was seen."""
-
-    code: str
-    excerpt: str
 
 
 @dataclass
@@ -641,15 +633,7 @@ def _is_complete(engine: Engine, store: ObjectStore, table: PublishedTable) -> b
     """Both outputs are there: every part with its size, and the quarantined rows in the database."""
     sizes = {info.key: info.size for info in store.list(table.prefix)}
     there = all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
-    return there and _quarantined_count(engine, table.version) == sum(table.body["quarantined"].values())
-
-
-def _quarantined_count(engine: Engine, version: str) -> int:
-    from sqlalchemy import text
-
-    with engine.connect() as connection:
-        query = text("SELECT count(*) FROM quarantined_row WHERE system = :s AND version = :v")
-        return int(connection.execute(query, {"s": SYSTEM, "v": version}).scalar_one())
+    return there and quarantined_count(engine, SYSTEM, table.version) == sum(table.body["quarantined"].values())
 
 
 def _nothing_left(judged: _Judged, scanned: Scanned) -> str | None:
@@ -720,53 +704,21 @@ def _as_table(judged: _Judged, rows: Sequence[Row], folder: Path, schema: pa.Sch
 def _store_rows(engine: Engine, manifest: Manifest, scanned: Scanned, *, refusal: str | None) -> None:
     """Quarantined rows, the files' states and the version's change together, in one transaction."""
     with engine.begin() as connection:
-        _replace_quarantine(connection, manifest, scanned)
-        _mark_files(connection, manifest, scanned)
+        turned_away = ((row.source, row.line, row.rejected.code, row.rejected.excerpt) for row in scanned.rows if row.rejected is not None)
+        replace_quarantine(connection, manifest, turned_away)
+        mark_files(connection, manifest, _unused(scanned))
         dataset.refuse(connection, manifest.system, manifest.version, refusal)
         crash.reach("cleaned.before_commit")
 
 
-def _replace_quarantine(connection: Connection, manifest: Manifest, scanned: Scanned) -> None:
-    from sqlalchemy import text
-
-    key = {"s": manifest.system, "v": manifest.version}
-    connection.execute(text("DELETE FROM quarantined_row WHERE system = :s AND version = :v"), key)
-    copy_rows(
-        connection,
-        "quarantined_row",
-        ["system", "version", "source", "line", "reason_code", "excerpt"],
-        (
-            (manifest.system, manifest.version, row.source, row.line, row.rejected.code, row.rejected.excerpt)
-            for row in scanned.rows
-            if row.rejected is not None
-        ),
-    )
-
-
-def _mark_files(connection: Connection, manifest: Manifest, scanned: Scanned) -> None:
-    """The version's own files of which nothing is used are quarantined, each with its first reason; their bytes stay in the manifest.
-
-    A changed configuration may use them after all, so this is judged anew each time.
-    """
-    from sqlalchemy import text
-
-    unused = {entry.key: (what.code, f"{FILE_REASONS[what.code]} ({what.excerpt})") for entry, what in scanned.refused.values()}
+def _unused(scanned: Scanned) -> dict[str, tuple[str, str]]:
+    """Key -> (code, reason) of the files of which nothing is used, each with its first reason."""
+    found = {entry.key: (what.code, f"{FILE_REASONS[what.code]} ({what.excerpt})") for entry, what in scanned.refused.values()}
     for row in scanned.rows:
         if row.entry is not None and row.rejected is not None:
-            unused.setdefault(row.entry.key, (row.rejected.code, f"{ROW_REASONS[row.rejected.code]} ({row.rejected.excerpt})"))
+            found.setdefault(row.entry.key, (row.rejected.code, f"{ROW_REASONS[row.rejected.code]} ({row.rejected.excerpt})"))
     used = {entry.key for entry in scanned.indexes.values()} | {row.entry.key for row in scanned.alive() if row.entry is not None}
-    connection.execute(text("CREATE TEMPORARY TABLE unused (key text, code text, reason text) ON COMMIT DROP"))
-    copy_rows(connection, "unused", ["key", "code", "reason"], ((key, *why) for key, why in unused.items() if key not in used))
-    connection.execute(
-        text(
-            "UPDATE landing_object o SET state = CASE WHEN n.code IS NULL THEN 'accepted' ELSE 'quarantined' END, "
-            "reason_code = n.code, reason = n.reason "
-            "FROM landing_object own LEFT JOIN unused n USING (key) "
-            "WHERE own.system = :s AND own.version = :v AND own.sha256 IS NOT NULL AND (o.system, o.version, o.key, o.etag) = "
-            "(own.system, own.version, own.key, own.etag) AND o.reason_code IS DISTINCT FROM n.code"
-        ),
-        {"s": manifest.system, "v": manifest.version},
-    )
+    return {key: why for key, why in found.items() if key not in used}
 
 
 def load_cleaned(store: ObjectStore, engine: Engine, version: str, folder: Path) -> CleanedTable:
@@ -810,15 +762,6 @@ def contact_sheet(store: ObjectStore, table: PublishedTable, limit: int) -> byte
 # --- the contract ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Violation:
-    """One rule of the contract that the table breaks, with the number of cases and the first few."""
-
-    rule: str
-    cases: int
-    examples: Sequence[str]
-
-
 def read_table(table: CleanedTable) -> pd.DataFrame:
     """The table without its pictures, and `image_sha256`, their digests: reads 8 MB of pictures at a time."""
     import pandas as pd
@@ -848,23 +791,20 @@ def check_contract(frame: pd.DataFrame) -> list[Violation]:
         },
         strict=True,
     )
-    try:
-        schema.validate(frame, lazy=True)
-    except pa.errors.SchemaErrors as error:
-        found = []
-        for (column, check), rows in error.failure_cases.groupby(["column", "check"], dropna=False, sort=True):
-            found.append(Violation(f"{column}: {check}", len(rows), [str(case)[:80] for case in rows["failure_case"].head(5)]))
-        return found
-    return [*_between_columns(frame)]
+    return violations(schema, frame, _between_columns)
 
 
 def _between_columns(frame: pd.DataFrame) -> Iterator[Violation]:
     changed = frame[frame["id"] != frame["image_sha256"]]
     if len(changed):
-        yield Violation("id is the digest of image", len(changed), [str(path)[:80] for path in changed["path"].head(5)])
-    splits = frame["split"].groupby(frame["group"]).nunique()
-    if len(torn := splits[splits > 1]):
-        yield Violation("no group in two splits", len(torn), [str(group)[:80] for group in torn.index[:5]])
+        yield Violation.of("id is the digest of image", changed["path"].tolist())
+    yield from torn(frame["group"], frame["split"], "no group in two splits")
+
+
+def contract(store: ObjectStore, engine: Engine, version: str, folder: Path) -> tuple[int, list[Violation]]:
+    """Rows of a cleaned version, downloaded to `folder` and verified, and what is wrong with them."""
+    table = load_cleaned(store, engine, version, folder)
+    return table.rows, check_contract(read_table(table))
 
 
 @dataclass(frozen=True)
@@ -897,8 +837,6 @@ def account(engine: Engine, store: ObjectStore, version: str) -> Account:
     Raises:
         DatasetError: it is not cleaned.
     """
-    manifest = dataset.read_manifest(engine, store, SYSTEM, version)
-    table = dataset.find_table(store, SYSTEM, version, manifest.sha256)
-    if table is None:
-        raise dataset.DatasetError(f"{SYSTEM} {version} is not cleaned yet: materialize `{SYSTEM}/cleaned` for it first")
-    return Account(table.body["rows_in"], table.rows, _quarantined_count(engine, version), table.body["files"], len(manifest.entries))
+    manifest, table = find_cleaned(engine, store, SYSTEM, version)
+    quarantined = quarantined_count(engine, SYSTEM, version)
+    return Account(table.body["rows_in"], table.rows, quarantined, table.body["files"], len(manifest.entries))

@@ -13,18 +13,16 @@ import base64
 import io
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import SettingsError
 from mlops_assets.systems.tires import models
 from mlops_assets.systems.tires.config import ALIASES, LABELS, VARIANTS, DatasetSection, ModelSection, TiresConfig, TrainingSection
+from mlops_assets.training.config import chosen, override, valid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +45,6 @@ MAX_FOLDERS = 30
 #: Folders that say nothing of what is in them.
 PLAIN_FOLDERS = frozenset({"img", "imgs", "image", "images"})
 REACHED = "early_stopping_reached"
-TRAINED = "trained.json"
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
@@ -100,11 +97,7 @@ class Choice:
 
 
 def _flat(config: TiresConfig, variant: str, dataset: str) -> dict[str, Any]:
-    if dataset not in config.datasets:
-        raise SettingsError(
-            f"지원되지 않는 데이터셋 타입입니다.: {dataset} (not in the configuration; choose one of {', '.join(sorted(config.datasets))})"
-        )
-    section, model = config.datasets[dataset], config.model_of(variant)
+    section, model = chosen("데이터셋", dataset, config.datasets), config.model_of(variant)
     training = {EARLY_STOPPING.get(name, name): value for name, value in model.training.model_dump(mode="json").items()}
     return {
         "model_name": variant,
@@ -124,29 +117,24 @@ def parameters(config: TiresConfig, variant: str) -> dict[str, Any]:
 def resolve(config: TiresConfig, variant: str, given: Mapping[str, Any]) -> Choice:
     """`given` (what `parameters` returned, with overrides) as validated sections.
 
-    Another `dataset` brings its own section's values; only what differs from the defaults overrides those.
-
     Raises:
         SettingsError: an unknown name or a bad value, with the choices; an early stopping whose outcome the gate would not look at.
     """
-    if unknown := sorted(set(given) - set(PARAMETER_NAMES) - {"model_name"}):
-        raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(sorted(PARAMETER_NAMES))}")
-    defaults = parameters(config, variant)
-    overrides = {name: value for name, value in given.items() if value != defaults[name]}
-    if "model_name" in overrides:
-        raise SettingsError(f"model_name {overrides['model_name']!r}: {variant} is trained here; choose the model with model_type")
-    chosen = _flat(config, variant, str(overrides.get("dataset", config.project.dataset)))
-    if "epochs" in overrides:
-        chosen["min_steps"] = 0  # who asks for one epoch wants one epoch
-    flat = {**chosen, **overrides}
-    try:
-        section = config.datasets[flat["dataset"]].model_dump() | {"sampling_rate": flat["sampling_rate"]}
+
+    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        if "model_name" in overrides:
+            name = overrides["model_name"]
+            raise SettingsError(f"model_name {name!r}: {variant} is trained here; choose the model with model_type")
+        return _flat(config, variant, str(overrides.get("dataset", config.project.dataset)))
+
+    def build() -> Choice:
+        dataset = config.datasets[flat["dataset"]].model_dump() | {"sampling_rate": flat["sampling_rate"]}
         training = {name: flat[EARLY_STOPPING.get(name, name)] for name in TrainingSection.model_fields}
         model = {"pretrained": flat["pretrained"], "image_size": flat["image_size"], "training": training}
-        choice = Choice(DatasetSection.model_validate(section), ModelSection.model_validate(model), flat)
-    except ValidationError as error:
-        problems = "; ".join(f"{e['loc'][-1]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
-        raise SettingsError(problems) from None
+        return Choice(DatasetSection.model_validate(dataset), ModelSection.model_validate(model), flat)
+
+    flat = override(given, parameters(config, variant), {*PARAMETER_NAMES, "model_name"}, sections)
+    choice = valid(build)
     if choice.targets and not config.register_threshold.get(REACHED, 0) >= 1:
         raise SettingsError(
             f"early_stopping_min_loss and early_stopping_min_accuracy decide what may register only when register_threshold of "
@@ -173,38 +161,27 @@ def train(context: TrainContext) -> Trained:
         ValueError: no photos to train on.
     """
     import torch
+    from safetensors.torch import save_file
 
-    from mlops_assets.training import image, trainer
-    from mlops_assets.training.metrics import classification, softmax
+    from mlops_assets.training import attempt, image
+    from mlops_assets.training.trainer import TARGETS_REACHED
 
     choice = resolve(_config(context), context.variant, context.parameters)
-    if finished := _finished(context, choice):
+    if finished := attempt.finished(context, choice.flat):
         return finished
     rows, validation = _cached(context, choice, "train", choice.dataset.sampling_rate), _cached(context, choice, "validation")
     torch.manual_seed(context.seed)
-    classifier = image.classifier(_network(context, choice.model.pretrained), choice.model.training.label_smoothing)
+    net = _network(context, choice.model.pretrained)
+    classifier = image.classifier(net, choice.model.training.label_smoothing)
     log.info("training %s on %d photos, validating on %d", context.variant, len(rows.rows), len(validation.rows))
-    fitted = trainer.fit(
-        classifier,
-        image.ImageExamples(rows),
-        image.ImageExamples(validation),
-        _recipe(choice),
-        lambda logits, labels: classification(softmax(logits), labels),
-        workdir=context.workdir,
-        fingerprint=context.fingerprint,
-        seed=context.seed,
-        threads=context.threads,
-        log_dir=context.log_dir,
-        log_metrics=context.log_metrics,
-    )
-    reached = not choice.targets or fitted.stopped == trainer.TARGETS_REACHED
+    fitted, metrics = attempt.fit(context, classifier, image.ImageExamples(rows), image.ImageExamples(validation), _recipe(choice))
+    reached = not choice.targets or fitted.stopped == TARGETS_REACHED
     log.info(_outcome(fitted.stopped, reached))
-    metrics = {f"validation_{name}" if name != "train_minutes" else name: value for name, value in fitted.metrics.items()}
-    metrics |= {"train_rows": float(len(rows.rows)), "steps": float(fitted.steps), "best_step": float(fitted.best_step)}
-    metrics[REACHED] = float(reached)
-    _save(context, classifier, {"metrics": metrics, "stopped": fitted.stopped, "resumed_from_step": fitted.resumed_from_step})
-    trainer.close(context.workdir)
-    return Trained(context.workdir / "trained", metrics, choice.flat, resumed_from_step=fitted.resumed_from_step)
+
+    def write(folder: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / "model.safetensors")
+
+    return attempt.keep(context, fitted, metrics | {REACHED: float(reached)}, choice.flat, write)
 
 
 def _config(context: TrainContext) -> TiresConfig:
@@ -259,32 +236,6 @@ def _outcome(stopped: str, reached: bool) -> str:
     return f"training ended: {stopped}"
 
 
-def _save(context: TrainContext, classifier: Any, summary: Mapping[str, Any]) -> None:
-    """fp32 weights under `workdir/trained`, whole or not at all."""
-    from safetensors.torch import save_file
-
-    from mlops_assets.training import trainer
-
-    aside = context.workdir / ".aside-trained"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()}, aside / "model.safetensors")
-    trainer.seal(aside, {"format": 1, "fingerprint": context.fingerprint, "variant": context.variant, **summary}, TRAINED)
-    trainer.publish(aside, context.workdir / "trained")
-
-
-def _finished(context: TrainContext, choice: Choice) -> Trained | None:
-    """What an earlier, killed run of this very training had finished."""
-    from mlops_assets.training import trainer
-
-    folder = context.workdir / "trained"
-    if not folder.is_dir() or trainer.fault_of(folder, context.fingerprint, TRAINED) is not None:
-        return None
-    summary = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
-    context.log_metrics(summary["metrics"], int(summary["metrics"]["steps"]))
-    return Trained(folder, summary["metrics"], choice.flat, resumed_from_step=summary["resumed_from_step"])
-
-
 # --- export ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -312,21 +263,10 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
 
 
 def _describe(folder: Path, image_size: int, temperature: float, reached: bool) -> None:
-    from mlops_assets.training.export import write_json
+    from mlops_assets.training.export import write_spec
 
-    write_json(
-        folder / "bundle.json",
-        {
-            "format": 1,
-            "system": "tires",
-            "kind": "image-classification",
-            "labels": list(LABELS.values()),
-            "image_size": image_size,
-            "precision": "fp32",
-            "calibration": {"temperature": round(temperature, 6)},
-            "training": {REACHED: reached},
-        },
-    )
+    names = list(LABELS.values())
+    write_spec(folder, "tires", "image-classification", names, "fp32", temperature, image_size=image_size, training={REACHED: reached})
 
 
 def _logits(predictor: ImagePredictor, images: np.ndarray) -> np.ndarray:
@@ -396,7 +336,7 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
         slices=metrics.slices(by_folder(rows.paths), probabilities, labels),
         tables={
             "worst_errors": worst,
-            "confusion_matrix": _confusion_rows(counts),
+            "confusion_matrix": metrics.confusion_rows(counts, list(LABELS.values())),
             "intervals_95": _interval_rows(figures, metrics.group_intervals(predicted, labels, rows.groups)),
         },
         pictures=(
@@ -440,19 +380,17 @@ def by_folder(paths: Sequence[str]) -> dict[str, np.ndarray]:
 
 def worst_errors(rows: Rows, probabilities: np.ndarray) -> list[dict[str, Any]]:
     """The wrong answers that the model was surest of."""
-    import numpy as np
+    from mlops_assets.training.metrics import surest_errors
 
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != rows.labels)
     return [
         {
             "id": rows.ids[i],
             "path": rows.paths[i],
             "label": LABELS[int(rows.labels[i])],
-            "predicted": LABELS[int(predicted[i])],
-            "confidence": round(float(confidence[i]), 4),
+            "predicted": LABELS[predicted],
+            "confidence": round(confidence, 4),
         }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:WORST_ERRORS]
+        for i, predicted, confidence in surest_errors(probabilities, rows.labels, WORST_ERRORS)
     ]
 
 
@@ -467,10 +405,6 @@ def _shown_errors(table: CleanedTable, worst: Sequence[Mapping[str, Any]]) -> It
     captions = [f"{row['label']}, not {row['predicted']} ({row['confidence']:.2f})" for row in worst]
     images = [to_array(found[row["id"]], SHOWN_SIDE) for row in worst]
     yield Picture("worst_errors", plots.photos(images, captions, "Worst errors / 가장 크게 틀린 사진"))
-
-
-def _confusion_rows(counts: np.ndarray) -> list[dict[str, Any]]:
-    return [{"true": LABELS[i], **{LABELS[j]: int(counts[i, j]) for j in range(len(LABELS))}} for i in range(len(LABELS))]
 
 
 def _interval_rows(figures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
@@ -490,7 +424,7 @@ def sources(variant: str) -> list[Path]:
         models.source(variant),
         here / "training.py",
         package / "images.py",
-        *(package / "training" / f"{name}.py" for name in ("export", "image", "metrics", "trainer")),
+        *(package / "training" / f"{name}.py" for name in ("attempt", "config", "export", "image", "metrics", "trainer")),
     ]
 
 
