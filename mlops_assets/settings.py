@@ -236,6 +236,17 @@ class PromotionPolicy(Strict):
     """An older evaluation is stale: refused."""
 
 
+class MonitoringPolicy(Strict):
+    """When people are told that a champion does badly on what its users really ask."""
+
+    min_live_accuracy: float | None = Field(default=None, gt=0, le=1)
+    """Share of right answers among those whose truth is known; null: nobody is told."""
+    min_answers: int = Field(default=50, ge=1)
+    """Fewer known truths than these say nothing."""
+    window_hours: float = Field(default=24, gt=0)
+    """Truths that came within so many hours count."""
+
+
 class ProjectSection(Strict):
     """What the system is called, who owns it, and which data set and model it uses by default."""
 
@@ -256,6 +267,7 @@ class SystemConfig(Strict):
     register_threshold: dict[str, float]
     """Metric name -> the least (for a loss: the most) that may be registered."""
     promotion: PromotionPolicy = PromotionPolicy()
+    monitoring: MonitoringPolicy = MonitoringPolicy()
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:

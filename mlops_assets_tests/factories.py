@@ -71,7 +71,7 @@ class World:
             (folder / "bundle.json").write_text(json.dumps({"system": self.system, "weights": content}))
         digest, files = bundle.publish(self.store, folder)
         with self.engine.begin() as connection:
-            attempt_id = ledger.record_attempt(
+            attempt_id, _ = ledger.record_attempt(
                 connection,
                 ledger.Attempt(
                     system=self.system,

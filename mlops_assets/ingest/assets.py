@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import dataset_versions, key_of, mark
+from mlops_assets.lifecycle.assets import dataset_versions, key_of, refusal
 from mlops_assets.lifecycle.checks import partitioned_check
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -175,8 +175,7 @@ def failures(context: dg.AssetExecutionContext) -> Iterator[None]:
     try:
         yield
     except versions.NothingLeft as error:
-        mark(context, "refused")
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+        raise refusal(context, str(error)) from None
     except versions.DatasetError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Pictures of one event together; more goes into the store and is linked.
 EVENT_PICTURE_BYTES = 48 * 1024
 TRAINING_POOL = "training"
+#: In the metadata of a step's failure: it is a refusal. The run's tag alone does not tell which of several steps was refused.
+REFUSAL = "mlops/refusal"
 
 
 @dataclass(frozen=True)
@@ -226,12 +228,7 @@ class _Half:
                 again = pipeline.evaluate(self.open_platform(), self.system, trained["attempt_id"], run_id=context.run.run_id)
                 done = registrar.register(trained["attempt_id"], again.report_id)
             if done.receipt is None:
-                mark(context, "refused")
-                raise dg.Failure(
-                    description=f"refused: {done.verdict.sentence}",
-                    metadata={"code": done.verdict.code, "이유": done.verdict.sentence_ko},
-                    allow_retries=False,
-                )
+                raise refusal(context, f"refused: {done.verdict.sentence}", {"code": done.verdict.code, "이유": done.verdict.sentence_ko})
             mark(context, done.verdict.outcome)
             self.put_value(
                 context,
@@ -306,7 +303,7 @@ def _champion(
                     reason="the champion asset was materialized by itself", version=max(value["version"] for value in found)
                 )
             except Refused as error:
-                raise dg.Failure(str(error), allow_retries=False) from None
+                raise refusal(context, str(error)) from None
             deliver(platform, context.log.warning)
         if promoted is None:
             context.log.info("registered, not promoted: the champion stays" + (f" v{current.version}" if current else ""))
@@ -359,15 +356,18 @@ def mark(context: Any, outcome: str) -> None:
     context.instance.add_run_tags(context.run.run_id, {"mlops/outcome": outcome})
 
 
+def refusal(context: Any, sentence: str, metadata: Mapping[str, Any] | None = None) -> dg.Failure:
+    """What a step raises that was told no: nothing is broken, so nobody is paged and nothing is tried again."""
+    mark(context, "refused")
+    return dg.Failure(description=sentence, metadata={REFUSAL: True, **(metadata or {})}, allow_retries=False)
+
+
 def deliver(platform: "Platform", warn: Callable[[str], None]) -> None:
     """Hand out the outbox now rather than at the mirror sensor's next tick. A failure only waits for that tick."""
-    from mlops_assets.lifecycle.mirror import Mirror
-    from mlops_assets.monitoring.alerts import notifier
+    from mlops_assets.lifecycle.mirror import hand_out
 
-    if platform.tracking.uri is None:
-        return
     try:
-        Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path).deliver(notifier(platform.settings))
+        hand_out(platform)
     except Exception as error:  # the mirror is never worth a run
         warn(f"MLflow and Slack will be told later: {error}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from mlops_assets.lifecycle.assets import champion_event, deliver, key_of
+from mlops_assets.lifecycle.assets import champion_event, deliver, key_of, refusal
 from mlops_assets.lifecycle.system import ModelSystem
 from mlops_assets.settings import SettingsError, SystemConfig
 
@@ -111,8 +111,7 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
         try:
             done = do(Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run_id))
         except Refused as error:
-            context.instance.add_run_tags(context.run_id, {"mlops/outcome": "refused"})
-            raise dg.Failure(str(error), allow_retries=False) from None
+            raise refusal(context, str(error)) from None
         deliver(platform, context.log.warning)
         context.log.info(f"{done.kind}: {name} v{done.version} ({done.dataset_version}), sequence {done.sequence}: {done.reason}")
         if done.kind != "stage":

@@ -49,9 +49,18 @@ class Attempt:
     id: int = 0
     created_at: datetime | None = None
 
+    @property
+    def origin(self) -> str:
+        """What made it, for people: the model where there are several, and the data."""
+        return ", ".join(part for part in (self.variant, self.dataset_version) if part)
 
-def record_attempt(connection: Connection, attempt: Attempt) -> int:
-    """The attempt's id. The same digest again for the same data is a no-op that returns the first id."""
+    @property
+    def title(self) -> str:
+        return " ".join(part for part in (self.system, self.variant, self.dataset_version) if part)
+
+
+def record_attempt(connection: Connection, attempt: Attempt) -> tuple[int, bool]:
+    """The attempt's id, and whether it is new. The same digest again for the same data is a no-op that returns the first id."""
     from sqlalchemy import text
 
     values = {name: getattr(attempt, name) for name in _ATTEMPT} | {
@@ -63,6 +72,7 @@ def record_attempt(connection: Connection, attempt: Attempt) -> int:
     found = connection.execute(
         text(f"INSERT INTO attempt ({columns}) VALUES ({marks}) ON CONFLICT DO NOTHING RETURNING id"), values
     ).scalar()
+    new = found is not None
     if found is None:
         found = connection.execute(
             text(
@@ -73,7 +83,7 @@ def record_attempt(connection: Connection, attempt: Attempt) -> int:
         ).scalar_one()
     # Training made again what retention had deleted: the bytes are back, and so is the version.
     connection.execute(text("DELETE FROM bundle_deleted WHERE system = :system AND bundle_sha256 = :bundle_sha256"), values)
-    return int(found)
+    return int(found), new
 
 
 _ATTEMPT = (

@@ -6,26 +6,39 @@ Belongs here: what MLflow is told. Does not belong here: deciding, Dagster.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
-from mlops_assets.lifecycle import promotion
+from mlops_assets.lifecycle import outbox, promotion
 from mlops_assets.lifecycle.promotion import Receipt
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
-logger = logging.getLogger(__name__)
+    from mlops_assets.lifecycle.pipeline import Platform
 
 ALIASES = ("candidate", "champion", "archive")
 
 
 def model_name(system: str) -> str:
     return system
+
+
+def hand_out(platform: Platform) -> int:
+    """Everything in the outbox to whoever is there: people hear of things also where MLflow is not set."""
+    from mlops_assets.monitoring.alerts import notifier
+
+    notify = notifier(platform.settings)
+    if platform.tracking.uri is None:
+        return outbox.deliver(platform.engine, _people(notify))
+    return Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path).deliver(notify)
+
+
+def _people(notify: Callable[[str], None]) -> dict[str, outbox.Receiver]:
+    return {outbox.SLACK: lambda payload: notify(payload["text"])}
 
 
 class Mirror:
@@ -37,51 +50,21 @@ class Mirror:
         self.public_keys = public_keys
 
     def deliver(self, notify: Callable[[str], None], *, limit: int = 100) -> int:
-        """Hand out what waits in the outbox, oldest first; returns how many were delivered.
+        """Hand out what waits in the outbox, to MLflow and to people; returns how many rows were taken. See `outbox.deliver`."""
+        receivers = {"mlflow.version": self._hear_of_version, "mlflow.aliases": self._hear_of_aliases, **_people(notify)}
+        return outbox.deliver(self.engine, receivers, limit=limit)
 
-        A row that fails stays, with its error, and holds back the later ones of its own topic only.
-        """
-        from sqlalchemy import text
-
-        delivered = 0
-        held: set[str] = set()
-        with self.engine.begin() as connection:
-            rows = connection.execute(
-                text("SELECT id, topic, payload FROM outbox WHERE delivered_at IS NULL ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED"),
-                {"limit": limit},
-            ).all()
-            for row in rows:
-                if row.topic in held:
-                    continue
-                try:
-                    self._hand_out(connection, row.topic, row.payload, notify)
-                except Exception as error:  # the outside may fail in any way; the row stays and says how
-                    held.add(row.topic)
-                    logger.warning("outbox %s (%s) not delivered: %s", row.id, row.topic, error)
-                    connection.execute(
-                        text("UPDATE outbox SET tries = tries + 1, error = :error WHERE id = :id"),
-                        {"id": row.id, "error": str(error)[:2000]},
-                    )
-                    continue
-                crash.reach("mirror.before_delivered")
-                connection.execute(text("UPDATE outbox SET delivered_at = now(), error = NULL WHERE id = :id"), {"id": row.id})
-                delivered += 1
-        return delivered
-
-    def _hand_out(self, connection: Connection, topic: str, payload: Mapping[str, Any], notify: Callable[[str], None]) -> None:
-        if topic == "slack":
-            notify(payload["text"])
-        elif topic == "mlflow.version":
+    def _hear_of_version(self, payload: Mapping[str, Any]) -> None:
+        with self.engine.connect() as connection:
             receipt = promotion.receipt(connection, payload["system"], payload["version"])
-            if receipt is not None:
-                crash.reach("mirror.before_version")
-                self.ensure_version(receipt)
-                crash.reach("mirror.after_version")
-        elif topic == "mlflow.aliases":
-            self.align(payload["system"])
-            crash.reach("mirror.after_alias")
-        else:
-            raise ValueError(f"unknown topic {topic!r}")
+        if receipt is not None:
+            crash.reach("mirror.before_version")
+            self.ensure_version(receipt)
+            crash.reach("mirror.after_version")
+
+    def _hear_of_aliases(self, payload: Mapping[str, Any]) -> None:
+        self.align(payload["system"])
+        crash.reach("mirror.after_alias")
 
     def ensure_version(self, receipt: Receipt) -> str:
         """The MLflow version of the receipt, made when missing. Found again by its bundle digest, never by its number."""

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.lifecycle import bundle, ledger, promotion
-from mlops_assets.lifecycle.report import ChampionScore, Report
+from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
+from mlops_assets.lifecycle.report import ChampionScore, Report, label
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import Settings, SystemConfig, canonical, git_commit
 from mlops_assets.tracking import TrackedRun, Tracking
@@ -152,6 +153,7 @@ def train(
             log_metrics=run.log_metrics,
             threads=settings.threads,
         )
+        began = time.monotonic()
         try:
             trained = system.train(context)
             folder = scratch / "bundle"
@@ -185,12 +187,25 @@ def train(
             mlflow_run_id=run.run_id,
             dagster_run_id=run_id,
         )
+        minutes = (time.monotonic() - began) / 60
         with platform.engine.begin() as connection:
-            attempt = ledger.attempt(connection, ledger.record_attempt(connection, attempt))
+            attempt_id, new = ledger.record_attempt(connection, attempt)
+            attempt = ledger.attempt(connection, attempt_id)
+            if new:
+                outbox.tell(connection, _trained(attempt, trained, minutes, config), "모델 학습이 완료되었습니다.")
         shutil.rmtree(workdir, ignore_errors=True)
         run.finish()
     say(f"attempt {attempt.id}: bundle {digest[:12]}")
     return Attempted(attempt, trained, table, run)
+
+
+def _trained(attempt: ledger.Attempt, trained: Trained, minutes: float, config: SystemConfig) -> str:
+    """What people are told of an attempt: the figures that will decide about it, as validation had them."""
+    named = {f"validation_{metric.lower()}": metric.lower() for metric in (config.promotion.metric, *config.register_threshold)}
+    figures = [f"{label(metric)} {trained.metrics[name]:.3f}" for name, metric in named.items() if name in trained.metrics]
+    from_step = trained.resumed_from_step
+    how = f"{minutes:.1f} min" + (f", resumed from step {from_step}" if from_step is not None else ", not resumed")
+    return f"trained: {attempt.title}: {', '.join(figures) or 'no figure'} on validation ({how})"
 
 
 def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id: str) -> Evaluated:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
 from mlops_assets.database import lock
-from mlops_assets.lifecycle import ledger, promotion
+from mlops_assets.lifecycle import ledger, outbox, promotion
 from mlops_assets.lifecycle.bundle import digest_of
 from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide
 from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
@@ -22,6 +22,14 @@ from mlops_assets.settings import Settings, SystemConfig, canonical
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
+
+
+#: Kind of promotion -> how people are told of it, and the Korean line below.
+TOLD = {
+    "promote": ("promoted", "운영 모델로 승격되었습니다."),
+    "rollback": ("rolled back to", "이전 운영 모델로 되돌렸습니다."),
+    "stage": ("staged", "검토할 후보 모델로 스테이지되었습니다."),
+}
 
 
 class Refused(Exception):
@@ -87,7 +95,7 @@ class Registrar:
             crash.reach("registrar.after_receipt")
             promoted = None
             if verdict.outcome == "promoted":
-                promoted = self._append(connection, receipt, "champion", "promote", verdict.sentence)
+                promoted = self._append(connection, receipt, "champion", "promote", verdict.sentence, verdict.sentence_ko)
             crash.reach("registrar.before_commit")
         crash.reach("registrar.after_commit")
         return Registration(verdict, receipt, promoted)
@@ -221,8 +229,9 @@ class Registrar:
 
     def _record(self, connection: Connection, verdict: Verdict, attempt: ledger.Attempt, report_id: int | None) -> None:
         ledger.record_verdict(connection, verdict, attempt, report_id, actor=self.actor, dagster_run_id=self.dagster_run_id)
-        if verdict.outcome == "refused":
-            self._notify(connection, f"refused: {self.system} {attempt.dataset_version}: {verdict.sentence}", verdict.sentence_ko)
+        # The check and the registrar refuse the same evidence for the same reason: people hear of it once.
+        if verdict.outcome == "refused" and outbox.became(connection, "refused", f"{attempt.id}/{report_id}", verdict.sentence):
+            outbox.tell(connection, f"refused: {attempt.title}: {verdict.sentence}", verdict.sentence_ko)
 
     def _receipt(
         self, connection: Connection, attempt: ledger.Attempt, report_id: int | None, verdict: Verdict, champion: ChampionScore | None
@@ -261,10 +270,9 @@ class Registrar:
                 "at": at,
             },
         )
-        self._tell_mirror(connection, "version", version)
-        self._notify(
-            connection, f"registered: {self.system} v{version} ({attempt.dataset_version}): {verdict.sentence}", verdict.sentence_ko
-        )
+        outbox.put(connection, "mlflow.version", {"system": self.system, "version": version})
+        if verdict.outcome == "registered":  # a promotion is told by itself
+            outbox.tell(connection, f"registered: {self.system} v{version} ({attempt.origin}): {verdict.sentence}", verdict.sentence_ko)
         found = promotion.receipt(connection, self.system, version)
         assert found is not None
         return found
@@ -306,7 +314,9 @@ class Registrar:
             "at": at.isoformat(),
         }
 
-    def _append(self, connection: Connection, receipt: Receipt, channel: Channel, kind: str, reason: str) -> Promotion:
+    def _append(
+        self, connection: Connection, receipt: Receipt, channel: Channel, kind: str, reason: str, korean: str | None = None
+    ) -> Promotion:
         from sqlalchemy import text
 
         promotion.verify_receipt(receipt, self.public_keys)
@@ -335,28 +345,13 @@ class Registrar:
             ),
             {**body, "payload": payload, "signature": self._signer.sign(payload), "key_id": self._signer.key_id, "at": at},
         )
-        self._tell_mirror(connection, "aliases", receipt.version)
-        words = {"promote": "promoted", "rollback": "rolled back to", "stage": "staged"}[kind]
-        self._notify(connection, f"{words}: {self.system} v{receipt.version} ({receipt.dataset_version}) by {self.actor}: {reason}")
+        outbox.put(connection, "mlflow.aliases", {"system": self.system, "version": receipt.version})
+        words, default = TOLD[kind]
+        origin = ", ".join(part for part in (receipt.variant, receipt.dataset_version) if part)
+        outbox.tell(connection, f"{words}: {self.system} v{receipt.version} ({origin}) by {self.actor}: {reason}", korean or default)
         found = promotion.latest(connection, self.system, channel)
         assert found is not None
         return found
-
-    def _tell_mirror(self, connection: Connection, topic: str, version: int) -> None:
-        from sqlalchemy import text
-
-        connection.execute(
-            text("INSERT INTO outbox (topic, payload) VALUES (:topic, :payload)"),
-            {"topic": f"mlflow.{topic}", "payload": canonical({"system": self.system, "version": version})},
-        )
-
-    def _notify(self, connection: Connection, message: str, korean: str | None = None) -> None:
-        from sqlalchemy import text
-
-        lines = [message, korean] if korean else [message]
-        connection.execute(
-            text("INSERT INTO outbox (topic, payload) VALUES ('slack', :payload)"), {"payload": canonical({"text": "\n".join(lines)})}
-        )
 
 
 def _is_older(connection: Connection, system: str, version: str, than: str) -> bool:

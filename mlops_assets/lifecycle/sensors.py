@@ -22,14 +22,13 @@ def mirror_sensor(systems: Sequence[str], open_platform: Callable[[], "Platform"
         description="Fills MLflow and Slack from the outbox and moves aliases back to what the promotion ledger says.",
     )
     def mlflow_mirror(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        from mlops_assets.lifecycle.mirror import Mirror
-        from mlops_assets.monitoring.alerts import notifier
+        from mlops_assets.lifecycle.mirror import Mirror, hand_out
 
         platform = open_platform()
+        delivered = hand_out(platform)
         if platform.tracking.uri is None:
-            return dg.SkipReason("MLflow is not set (MLOPS_MLFLOW_TRACKING_URI)")
+            return dg.SkipReason(f"{delivered} delivered; MLflow is not set (MLOPS_MLFLOW_TRACKING_URI)")
         mirror = Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path)
-        delivered = mirror.deliver(notifier(platform.settings))
         moved = [sentence for system in systems for sentence in mirror.align(system)]
         for sentence in moved:
             context.log.warning(sentence)

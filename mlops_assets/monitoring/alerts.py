@@ -22,7 +22,8 @@ def notifier(settings: Settings, *, api: str = SLACK_API) -> Callable[[str], Non
         return lambda message: _by_token(settings, api, message)
     if settings.slack_webhook_url:
         return lambda message: _by_webhook(str(settings.slack_webhook_url), message)
-    return lambda message: logger.info("Slack is not set, the message in full: %s", message)
+    # A warning, for it must be seen: processes whose logging nobody set up show nothing below that.
+    return lambda message: logger.warning("Slack is not set, the message in full: %s", message)
 
 
 def _by_token(settings: Settings, api: str, message: str) -> None:

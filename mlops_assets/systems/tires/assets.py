@@ -26,6 +26,7 @@ from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, dataset_versions, key_of, model_lifecycle
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
+from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import Settings, load_config
@@ -50,7 +51,10 @@ def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Def
     return dg.Definitions(
         assets=[*data_assets(config, settings), *model.assets, *model.checks],
         jobs=lifecycle_jobs(SYSTEM, config, open_platform),
-        sensors=[landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings)],
+        sensors=[
+            landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings),
+            *live_sensors(data.SYSTEM, config.monitoring, open_platform),
+        ],
     )
 
 

@@ -1,0 +1,98 @@
+"""The outbox: what MLflow and people still have to be told. A row is written in the transaction of what it tells of, so that neither is
+without the other, and handed out afterwards: in order, one at a time, until the receiver has taken it.
+
+Belongs here: writing rows, saying a thing once, handing out. Does not belong here: the receivers (`mirror.py`, `monitoring/alerts.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets import crash
+from mlops_assets.settings import canonical
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+logger = logging.getLogger(__name__)
+
+SLACK = "slack"
+
+Receiver = Callable[[Mapping[str, Any]], None]
+
+
+def put(connection: Connection, topic: str, payload: Mapping[str, Any]) -> None:
+    from sqlalchemy import text
+
+    sql = text("INSERT INTO outbox (topic, payload) VALUES (:topic, :payload)")
+    connection.execute(sql, {"topic": topic, "payload": canonical(dict(payload))})
+
+
+def tell(connection: Connection, message: str, *more: str) -> None:
+    """One message to people: a line in English, then others (the same in Korean, a link)."""
+    put(connection, SLACK, {"text": "\n".join([message, *more])})
+
+
+def became(connection: Connection, kind: str, subject: str, state: str) -> bool:
+    """Remember that `subject` is in `state` now; whether that is new. Of several callers at the same time one is told so."""
+    from sqlalchemy import text
+
+    sql = text(
+        "INSERT INTO alert (kind, subject, state) VALUES (:kind, :subject, :state) ON CONFLICT (kind, subject) "
+        "DO UPDATE SET state = excluded.state, at = now() WHERE alert.state <> excluded.state RETURNING 1"
+    )
+    return connection.execute(sql, {"kind": kind, "subject": subject, "state": state}).first() is not None
+
+
+def state_of(connection: Connection, kind: str, subject: str) -> str | None:
+    from sqlalchemy import text
+
+    sql = text("SELECT state FROM alert WHERE kind = :kind AND subject = :subject")
+    return connection.execute(sql, {"kind": kind, "subject": subject}).scalar()
+
+
+def deliver(engine: Engine, receivers: Mapping[str, Receiver], *, limit: int = 100) -> int:
+    """Hand out what waits for `receivers` (by topic), oldest first; returns how many were taken.
+
+    A row that its receiver does not take stays, with the error, and holds back the later ones of its own topic only.
+    """
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        with connection.begin():
+            sql = text("SELECT topic FROM outbox WHERE delivered_at IS NULL GROUP BY topic ORDER BY min(id)")
+            topics = [topic for topic in connection.execute(sql).scalars() if topic in receivers]
+        taken = 0
+        for topic in topics:
+            of_topic = 0
+            while of_topic < limit and _deliver_next(connection, topic, receivers[topic]):
+                of_topic += 1
+            taken += of_topic
+    return taken
+
+
+def _deliver_next(connection: Connection, topic: str, receive: Receiver) -> bool:
+    """One row, one transaction: a process that dies here repeats at most this one."""
+    from sqlalchemy import text
+
+    with connection.begin():
+        # Whoever has the lock hands out this topic now: two at the same time would lose the order.
+        lock = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+        if not connection.execute(lock, {"name": f"mlops_assets.outbox.{topic}"}).scalar():
+            return False
+        sql = text("SELECT id, payload FROM outbox WHERE delivered_at IS NULL AND topic = :topic ORDER BY id LIMIT 1")
+        row = connection.execute(sql, {"topic": topic}).first()
+        if row is None:
+            return False
+        try:
+            receive(row.payload)
+        except Exception as error:  # the outside may fail in any way; the row stays and says how
+            logger.warning("outbox %s (%s) not delivered: %s", row.id, topic, error)
+            sql = text("UPDATE outbox SET tries = tries + 1, error = :error WHERE id = :id")
+            connection.execute(sql, {"id": row.id, "error": str(error)[:2000]})
+            return False
+        crash.reach("mirror.before_delivered")
+        connection.execute(text("UPDATE outbox SET delivered_at = now(), error = NULL WHERE id = :id"), {"id": row.id})
+        return True
