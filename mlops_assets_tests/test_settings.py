@@ -114,6 +114,9 @@ def test_the_systems_file_goes_over_the_base_section_by_section(tmp_path):
         (GOOD.encode() + b"promotoin: {}\n", "promotoin"),
         (GOOD.replace("{f1: 0.8}", "{}").encode(), "names no metric"),
         (GOOD.replace("0.8", "high").encode(), r"register_threshold\.f1"),
+        (GOOD.encode() + b"monitoring: {min_live_accuracy: 80}\n", r"monitoring\.min_live_accuracy: .*less than or equal to 1"),
+        (GOOD.encode() + b"monitoring: {min_answers: 0}\n", r"monitoring\.min_answers"),
+        (GOOD.encode() + b"monitoring: {window_hours: 0}\n", r"monitoring\.window_hours"),
     ],
 )
 def test_a_bad_file_is_one_message_with_file_and_field(tmp_path, content, message):

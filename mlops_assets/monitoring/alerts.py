@@ -16,10 +16,10 @@ logger = logging.getLogger("mlops_assets.alerts")
 SLACK_API = "https://slack.com/api/"
 
 
-def notifier(settings: Settings, *, api: str = SLACK_API) -> Callable[[str], None]:
+def notifier(settings: Settings, *, api: str | None = None) -> Callable[[str], None]:
     """A function that sends one message and raises when it was not accepted (the outbox then keeps it)."""
     if settings.slack_token:
-        return lambda message: _by_token(settings, api, message)
+        return lambda message: _by_token(settings, api or SLACK_API, message)
     if settings.slack_webhook_url:
         return lambda message: _by_webhook(str(settings.slack_webhook_url), message)
     # A warning, for it must be seen: processes whose logging nobody set up show nothing below that.
