@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mlops_assets import crash
 from mlops_assets.database import copy_rows, lock
 from mlops_assets.ingest.objects import is_marker, prefix_of
+from mlops_assets.lifecycle import outbox
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
 from mlops_assets.store import ObjectInfo, sha256_file
@@ -413,6 +414,7 @@ def _commit(engine: Engine, system: str, version: str, judged: Sequence[_Judged]
         )
         crash.reach("freeze.before_commit")
         if manifest is None:
+            _tell_of_refusal(connection, system, version, str(refusal))
             connection.execute(
                 text("UPDATE dataset_version SET state = 'refused', reason = :r WHERE system = :s AND version = :v"), {**key, "r": refusal}
             )
@@ -599,3 +601,10 @@ def refuse(connection: Connection, system: str, version: str, reason: str | None
         ),
         {"s": system, "v": version, "r": reason},
     )
+    if reason is not None:
+        _tell_of_refusal(connection, system, version, reason)
+
+
+def _tell_of_refusal(connection: Connection, system: str, version: str, reason: str) -> None:
+    if outbox.became(connection, "refused", f"{system}/{version}", reason):
+        outbox.tell(connection, f"refused: {system} {version}: {reason}", "사용할 수 있는 데이터가 없어 데이터셋 버전이 거절되었습니다.")

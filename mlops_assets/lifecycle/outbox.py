@@ -63,7 +63,9 @@ def deliver(engine: Engine, receivers: Mapping[str, Receiver], *, limit: int = 1
     with engine.connect() as connection:
         with connection.begin():
             sql = text("SELECT topic FROM outbox WHERE delivered_at IS NULL GROUP BY topic ORDER BY min(id)")
-            topics = [topic for topic in connection.execute(sql).scalars() if topic in receivers]
+            found = [topic for topic in connection.execute(sql).scalars() if topic in receivers]
+        # People first: a receiver that is away may take minutes to say so.
+        topics = sorted(found, key=lambda topic: topic != SLACK)
         taken = 0
         for topic in topics:
             of_topic = 0

@@ -19,11 +19,16 @@ SLACK_API = "https://slack.com/api/"
 def notifier(settings: Settings, *, api: str | None = None) -> Callable[[str], None]:
     """A function that sends one message and raises when it was not accepted (the outbox then keeps it)."""
     if settings.slack_token:
-        return lambda message: _by_token(settings, api or SLACK_API, message)
+        return lambda message: _by_token(settings, api or SLACK_API, _escaped(message))
     if settings.slack_webhook_url:
-        return lambda message: _by_webhook(str(settings.slack_webhook_url), message)
+        return lambda message: _by_webhook(str(settings.slack_webhook_url), _escaped(message))
     # A warning, for it must be seen: processes whose logging nobody set up show nothing below that.
     return lambda message: logger.warning("Slack is not set, the message in full: %s", message)
+
+
+def _escaped(message: str) -> str:
+    """Slack reads <...> as a link or a call for everybody: a reason that somebody typed, or an error, is neither."""
+    return message.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _by_token(settings: Settings, api: str, message: str) -> None:

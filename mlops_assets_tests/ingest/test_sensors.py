@@ -219,6 +219,10 @@ def test_a_refused_version_is_red_tagged_and_not_retried(store: ObjectStore, eng
     (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
     assert "is refused: no train and no holdout row" in failure.user_failure_data.description
+    materialize("v1")
+    with engine.connect() as connection:
+        (told,) = connection.execute(text("SELECT payload ->> 'text' FROM outbox WHERE topic = 'slack'")).scalars()
+    assert told.startswith(f"refused: {SYSTEM} v1: no train and no holdout row"), "people hear of it once"
     assert data.SYSTEM == SYSTEM
 
 

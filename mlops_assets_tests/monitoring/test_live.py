@@ -9,7 +9,7 @@ from mlops_assets.monitoring.live import Live, judge, measured
 from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.settings import MonitoringPolicy
 from mlops_assets_tests.factories import GOOD
-from mlops_assets_tests.monitoring.watched import POLICY, Watched, refuse_to_connect, truths
+from mlops_assets_tests.monitoring.watched import POLICY, Watched, old_truths, refuse_to_connect, truths
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_a_champion_that_always_did_well_is_not_called_recovered(world, watched)
 
 
 def test_old_truths_and_those_of_other_versions_and_systems_do_not_count(world, watched):
-    truths(world, 1, right=0, wrong=9, hours_ago=24.1)
+    old_truths(world, 1, right=0, wrong=9, hours_ago=24.1)
     truths(world, 2, right=0, wrong=9)
     assert watched.tick("live") == "toy v1: 0 truths in 24 h, 4 are needed"
-    truths(world, 1, right=4, wrong=0, hours_ago=23.9)
+    old_truths(world, 1, right=4, wrong=0, hours_ago=23.9)
     with world.engine.connect() as connection:
         assert measured(connection, "toy", 24) == {1: Live(1.0, 4), 2: Live(0.0, 9)}
         assert measured(connection, "other", 24) == {}

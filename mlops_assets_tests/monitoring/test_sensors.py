@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dagster as dg
 import pytest
 
+from mlops_assets.definitions import build_defs
 from mlops_assets.lifecycle import outbox
 from mlops_assets.monitoring.sensors import failure_sensor
 from mlops_assets_tests.factories import config_of
@@ -126,3 +127,8 @@ def test_of_two_ticks_at_the_same_time_one_tells(engine):
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(once, range(8))) == 1
+
+
+def test_the_platform_watches_by_itself(settings):
+    running = {s.name for s in build_defs(settings).sensors or [] if s.default_status == dg.DefaultSensorStatus.RUNNING}
+    assert running >= {"run_failures", "mlflow_mirror", "sentiment_live_performance", "tires_live_performance"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.lifecycle.sensors import mirror_sensor
 from mlops_assets.monitoring.sensors import failure_sensor, live_sensors
+from mlops_assets.serving import feedback
 from mlops_assets.settings import MonitoringPolicy, Settings, SystemConfig
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import World
@@ -59,15 +60,12 @@ class Watched:
         )
 
     def tick(self, sensor: str) -> str:
-        """One tick; the sentence that it left."""
+        """One tick as Dagster evaluates it; the sentence that it left."""
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(sensor)) as context:
-            done = self.sensors[sensor](context)
-        if isinstance(done, dg.SensorResult):
-            self.cursors[sensor] = done.cursor
-            assert not done.run_requests
-            return str(done.skip_reason.skip_message if done.skip_reason else "")
-        assert isinstance(done, dg.SkipReason)
-        return str(done.skip_message)
+            done = self.sensors[sensor].evaluate_tick(context)
+        self.cursors[sensor] = done.cursor
+        assert not done.run_requests, "these sensors start nothing"
+        return done.skip_message or ""
 
     def outbox(self, kind: str = "") -> list[str]:
         """What people are or will be told, oldest first, whose first words are `kind`."""
@@ -76,16 +74,26 @@ class Watched:
             return [message for message in connection.execute(sql).scalars() if message.startswith(kind)]
 
 
-def truths(world: World, version: int, right: int, wrong: int, hours_ago: float = 0) -> None:
-    """What `POST /feedback` stores of so many right and wrong answers."""
-    at = datetime.now(UTC) - timedelta(hours=hours_ago)
+def truths(world: World, version: int, right: int, wrong: int) -> None:
+    """So many right and wrong answers of a version, and the truth about them as `POST /feedback` stores it."""
+    request_id, inputs = uuid.uuid4().hex, right + wrong
     sql = text(
-        "INSERT INTO feedback (request_id, position, system, version, said, truth, actor, at) "
-        "SELECT gen_random_uuid(), 0, :s, :v, 'yes', CASE WHEN n <= :right THEN 'yes' ELSE 'no' END, 'test', :at "
-        "FROM generate_series(1, :all) n"
+        "INSERT INTO answer (request_id, system, version, bundle_sha256, inputs, labels, at) VALUES (:r, :s, :v, 'b', :n, :labels, now())"
     )
     with world.engine.begin() as connection:
-        connection.execute(sql, {"s": world.system, "v": version, "right": right, "all": right + wrong, "at": at})
+        connection.execute(sql, {"r": request_id, "s": world.system, "v": version, "n": inputs, "labels": ["yes"] * inputs})
+    feedback.give(world.engine, request_id, ["yes"] * right + ["no"] * wrong, ("yes", "no"), "test")
+
+
+def old_truths(world: World, version: int, right: int, wrong: int, hours_ago: float) -> None:
+    """As if they had come so long ago: rows of `feedback` cannot be changed afterwards."""
+    sql = text(
+        "INSERT INTO feedback (request_id, position, system, version, said, truth, actor, at) SELECT gen_random_uuid(), 0, :s, :v, 'yes', "
+        "CASE WHEN n <= :right THEN 'yes' ELSE 'no' END, 'test', now() - make_interval(secs => :seconds) FROM generate_series(1, :all) n"
+    )
+    values = {"s": world.system, "v": version, "right": right, "all": right + wrong, "seconds": hours_ago * 3600}
+    with world.engine.begin() as connection:
+        connection.execute(sql, values)
 
 
 def kinds(messages: Sequence[str]) -> Counter[str]:
