@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 * 1024
 BLUE, GREY = "#2563eb", "#9ca3af"
-#: Of two pictures that go into one event.
-SHARED_BYTES = 24 * 1024
+#: The two pictures of a sweep go into one event.
+PARALLEL_BYTES, HISTORY_BYTES = 36 * 1024, 12 * 1024
+#: Lines that an eye can follow; of more trials the best are drawn.
+LINES = 60
 CURVE_POINTS = 500
 
 
@@ -72,12 +74,12 @@ def _figure(title: str, width: float = 5.0, height: float = 4.2) -> tuple[Figure
     return figure, axes
 
 
-def _png(figure: Figure, limit: int = MAX_BYTES) -> bytes:
+def _png(figure: Figure) -> bytes:
     """The figure as PNG; coarser when it would not fit."""
     for dpi in (110, 80, 60, 40):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-        if buffer.tell() <= limit:
+        if buffer.tell() <= MAX_BYTES:
             break
     return buffer.getvalue()
 
@@ -132,8 +134,9 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
 def parallel_coordinates(
     trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], metric: str, label: str, *, less_is_better: bool = False
 ) -> bytes:
-    """A line per trial over its parameters and its figure: the darker, the better; dashed where it was pruned."""
+    """A line per trial over its parameters and its figure: the darker, the better; dashed where it was pruned. Of many, the best."""
     shown = [row for row in trials if row.get(metric) is not None and all(name in row for name in parameters)]
+    shown = sorted(shown, key=lambda row: float(row[metric]), reverse=not less_is_better)[:LINES]
     figure, axes = _figure("Parallel coordinates / 평행 좌표", width=6.5)
     columns = [_heights([row[name] for row in shown], log=name == "learning_rate") for name in (*parameters, metric)]
     for number, row in sorted(enumerate(shown), key=lambda one: one[1]["state"] == "complete"):
@@ -151,7 +154,7 @@ def parallel_coordinates(
     axes.set_xticks(range(len(columns)), [*(name.replace("_", " ") for name in parameters), label])
     axes.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(columns) - 0.6))
     axes.spines[:].set_visible(False)
-    return _png(figure, SHARED_BYTES)
+    return _png_of_few_colours(figure, PARALLEL_BYTES)  # many crossing lines are as bad as a photo
 
 
 def _heights(values: Sequence[Any], log: bool) -> tuple[list[float], list[tuple[float, str]]]:
@@ -186,7 +189,7 @@ def optimisation_history(trials: Sequence[Mapping[str, Any]], metric: str, label
     axes.xaxis.get_major_locator().set_params(integer=True)
     if complete or pruned:
         axes.legend()
-    return _png(figure, SHARED_BYTES)
+    return _png_of_few_colours(figure, HISTORY_BYTES)
 
 
 # --- photos ---------------------------------------------------------------------------------------------------------------------
@@ -208,17 +211,17 @@ def photos(images: Sequence[np.ndarray], captions: Sequence[str], title: str, co
         if number < len(images):
             axes.imshow(images[number])
             axes.set_title(captions[number], fontsize=7)
-    return _png_of_photos(figure)
+    return _png_of_few_colours(figure)
 
 
-def _png_of_photos(figure: Figure) -> bytes:
-    """Photos compress badly: first fewer colours, then fewer pixels, until it fits."""
+def _png_of_few_colours(figure: Figure, limit: int = MAX_BYTES) -> bytes:
+    """For what compresses badly, as photos do: first fewer colours, then fewer pixels, until it fits."""
     from PIL import Image
 
     for dpi, colours in ((110, 128), (110, 32), (80, 32), (60, 16), (40, 8)):
         drawn, small = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
         Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-        if small.tell() <= MAX_BYTES:
+        if small.tell() <= limit:
             break
     return small.getvalue()
