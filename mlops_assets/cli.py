@@ -297,7 +297,7 @@ def sweep(
     *,
     dataset_version: str,
     trials: Annotated[int, Parameter(help="In all, those of an earlier run of the same sweep included.")] = 10,
-    model_type: Annotated[list[str] | None, Parameter(help="One to choose from; may be repeated. Default: all.")] = None,
+    model_type: Annotated[list[str] | None, Parameter(negative="", help="One to choose from; may be repeated. Default: all.")] = None,
     learning_rate: Annotated[str, Parameter(help="LOW:HIGH. Default: a tenth to ten times the configured one.")] = "",
     metric: Annotated[str, Parameter(help="What is optimised on validation. Default: promotion.metric.")] = "",
     minutes: Annotated[float | None, Parameter(help="After so many minutes no further trial begins.")] = None,
