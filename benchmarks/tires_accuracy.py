@@ -78,9 +78,7 @@ def served(there: Any, rows: list[dict[str, Any]], photo: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="?", help="folders of photos; default $MLOPS_REAL_DATA/magnetic_tile")
-    parser.add_argument(
-        "--quick", action="store_true", help="two models, a few steps of 64 pixels: shows that it runs"
-    )
+    parser.add_argument("--quick", action="store_true", help="two models, a few steps of 64 pixels: shows that it runs")
     parser.add_argument("--model", action="append", help="only these")
     given = parser.parse_args()
     photos = given.photos or (real_data() / "magnetic_tile" if real_data() else None)

@@ -219,8 +219,12 @@ def train(
     unfrozen_layers: int | None = None,
     seed: int | None = None,
     as_json: Json = False,
+    **parameters: str,
 ) -> None:
-    """Train on a dataset version and judge the result: dataset to evaluation report and the gate. Registers nothing."""
+    """Train on a dataset version and judge the result: dataset to evaluation report and the gate. Registers nothing.
+
+    Any other parameter of the system is an option too, such as --image-size 128.
+    """
     from mlops_assets.jobs import run_job
     from mlops_assets.lifecycle.pipeline import parameters_of
 
@@ -238,7 +242,7 @@ def train(
             "unfrozen_layers": unfrozen_layers,
         }.items()
         if value is not None
-    }
+    } | _typed(found, parameters)
     variant = ""
     if len(found.variants) > 1:  # each model has assets of its own; the others are left alone
         variant = found.variant_of(str(given.pop("model_type", config.project.model)))
@@ -269,6 +273,82 @@ def train(
     _print_result(result, as_json)
     if not as_json:
         print(f"passed: {outcome.reason or 'meets register_threshold'}; materialize registered_model to register it")
+
+
+def _typed(system: ModelSystem, given: Mapping[str, str]) -> dict[str, Any]:
+    """Options as the system's parameters, in their types."""
+    from mlops_assets.lifecycle.pipeline import check_names
+
+    texts = {name.replace("-", "_"): value for name, value in given.items()}
+    check_names(system, texts)
+    typed: dict[str, Any] = {}
+    for name, value in texts.items():
+        kind = system.parameter_names[name]
+        try:
+            typed[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise Stop(2, f"{name} is {value!r}: give {'true or false' if kind is bool else f'a value of type {kind.__name__}'}") from None
+    return typed
+
+
+@app.command
+def sweep(
+    system: str,
+    *,
+    dataset_version: str,
+    trials: Annotated[int, Parameter(help="In all, those of an earlier run of the same sweep included.")] = 10,
+    model_type: Annotated[list[str] | None, Parameter(negative="", help="One to choose from; may be repeated. Default: all.")] = None,
+    learning_rate: Annotated[str, Parameter(help="LOW:HIGH. Default: a tenth to ten times the configured one.")] = "",
+    metric: Annotated[str, Parameter(help="What is optimised on validation. Default: promotion.metric.")] = "",
+    minutes: Annotated[float | None, Parameter(help="After so many minutes no further trial begins.")] = None,
+    prune: Annotated[bool, Parameter(help="Give trials up that are worse than the median of those before.")] = True,
+    seed: int | None = None,
+    as_json: Json = False,
+    **parameters: str,
+) -> None:
+    """Search model types and learning rates on a dataset version, compared on validation. Registers nothing; a killed sweep goes on.
+
+    Any other parameter of the system is an option that holds for every trial, such as --epochs 2.
+    """
+    from mlops_assets.jobs import run_job
+    from mlops_assets.lifecycle import ledger
+    from mlops_assets.lifecycle import sweep as sweeping
+
+    found, config, settings = _system(system)
+    low, high = _learning_rates(learning_rate)
+    given: dict[str, Any] = {"trials": trials, "model_types": model_type or [], "minutes": minutes, "prune": prune, "seed": seed}
+    overrides = _typed(found, parameters)
+    chosen = _metric(system, metric or config.promotion.metric)
+    # Asked twice, here and in the run: a bad value must not cost a run.
+    planned = sweeping.plan(
+        found, config, dataset_version=dataset_version, metric=chosen, learning_rate=(low, high), overrides=overrides, **given
+    )
+    _known_version(settings, system, dataset_version)
+    form = {**given, "metric": chosen, "learning_rate_low": low, "learning_rate_high": high, **overrides}
+    run_config = {"ops": {f"{system}_sweep_op": {"config": {name: value for name, value in form.items() if value is not None}}}}
+    outcome = run_job(settings, f"{system}_sweep", config=run_config, partition=dataset_version)
+    if not outcome.success:
+        raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
+    with _platform(settings).engine.connect() as connection:
+        done = ledger.get_value(connection, f"{system}/sweep", dataset_version, outcome.run_id)
+    assert done is not None
+    lines = [sweeping.sentence(row, planned) for row in done["trials"]]
+    lines += [
+        f"best: {sweeping.sentence(done['best'], planned)}",
+        *([f"MLflow: {done['mlflow']}"] if done["mlflow"] else []),
+        done["command"],
+    ]
+    _out({"run_id": outcome.run_id, "system": system, "dataset_version": dataset_version, **done}, as_json, lines)
+
+
+def _learning_rates(given: str) -> tuple[float | None, float | None]:
+    if not given:
+        return None, None
+    try:
+        low, high = map(float, given.split(":"))
+    except ValueError:
+        raise Stop(2, f"learning rate {given!r}: give LOW:HIGH, such as 0.0001:0.01") from None
+    return low, high
 
 
 def _print_result(result: Mapping[str, Any], as_json: bool) -> None:

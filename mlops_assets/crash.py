@@ -48,6 +48,9 @@ DATASET_POINTS: Final = (
 #: While training, `<n>` being a step: before it is logged, a checkpoint written aside, a checkpoint under its own name.
 TRAINER_POINTS: Final = ("trainer.step_<n>", "trainer.aside_<n>", "trainer.saved_<n>")
 
+#: Of a sweep, `<n>` being a trial: begun, trained but not yet told to the study, told.
+SWEEP_POINTS: Final = ("sweep.begun_<n>", "sweep.trained_<n>", "sweep.told_<n>")
+
 
 def reach(point: str) -> None:
     """Kill this process (SIGKILL: no handler, no cleanup) when it was told to crash at `point`."""

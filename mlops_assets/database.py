@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+#: A peer that vanishes without a word (a failover, a cut cable) is noticed within half a minute, not after two hours.
+CONNECT_ARGUMENTS = {"options": "-c timezone=UTC", "connect_timeout": 5, "keepalives_idle": 15, "tcp_user_timeout": 30_000}
 
 
 class SchemaTooNew(RuntimeError):
@@ -28,14 +30,18 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
     """
     from sqlalchemy import NullPool, create_engine
 
+    url = with_driver(url)
+    if pool_size == 0:
+        return create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGUMENTS)
+    return create_engine(url, pool_pre_ping=True, pool_size=pool_size, max_overflow=10, connect_args=CONNECT_ARGUMENTS)
+
+
+def with_driver(url: str) -> str:
+    """`url` with the driver that we use named in it."""
     for plain in ("postgresql://", "postgres://"):
         if url.startswith(plain):
-            url = "postgresql+psycopg://" + url.removeprefix(plain)
-    # A peer that vanishes without a word (a failover, a cut cable) is noticed within half a minute, not after two hours.
-    arguments = {"options": "-c timezone=UTC", "connect_timeout": 5, "keepalives_idle": 15, "tcp_user_timeout": 30_000}
-    if pool_size == 0:
-        return create_engine(url, poolclass=NullPool, connect_args=arguments)
-    return create_engine(url, pool_pre_ping=True, pool_size=pool_size, max_overflow=10, connect_args=arguments)
+            return "postgresql+psycopg://" + url.removeprefix(plain)
+    return url
 
 
 @contextmanager

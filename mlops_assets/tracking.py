@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,17 +42,33 @@ class Tracking:
             self._client = MlflowClient(self.uri)
         return self._client
 
-    def start(self, experiment: str, name: str, *, dagster_run_id: str, tags: Mapping[str, str]) -> TrackedRun:
-        """The MLflow run of this Dagster run (found again after a restart), or a silent one when MLflow is away."""
+    def start(
+        self,
+        experiment: str,
+        name: str,
+        *,
+        dagster_run_id: str,
+        tags: Mapping[str, str],
+        parent: TrackedRun | None = None,
+        known_by: Sequence[str] = ("dagster_run_id", "variant"),
+    ) -> TrackedRun:
+        """The MLflow run of this Dagster run (found again after a restart), or a silent one when MLflow is away.
+
+        Args:
+            parent: nest the run in this one.
+            known_by: the tags that are this run's alone: one that has them is gone on with.
+        """
         if self.uri is None:
             return TrackedRun(None, None)
         try:
-            return TrackedRun(self.client, self._run_id(experiment, name, dagster_run_id, tags), uri=self.uri)
+            nested = {"mlflow.parentRunId": parent.run_id} if parent and parent.run_id else {}
+            run_id = self._run_id(experiment, name, {"dagster_run_id": dagster_run_id, "variant": "", **tags, **nested}, known_by)
+            return TrackedRun(self.client, run_id, uri=self.uri)
         except Exception as error:  # any failure of the tracking server must not stop a training
             logger.warning("MLflow at %s is not reachable, this run is not tracked: %s", self.uri, error)
             return TrackedRun(None, None)
 
-    def _run_id(self, experiment: str, name: str, dagster_run_id: str, tags: Mapping[str, str]) -> str:
+    def _run_id(self, experiment: str, name: str, tags: Mapping[str, str], known_by: Sequence[str]) -> str:
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(experiment)
@@ -60,16 +76,16 @@ class Tracking:
             try:
                 experiment_id = self.client.create_experiment(experiment)
             except MlflowException:  # another run was first
-                return self._run_id(experiment, name, dagster_run_id, tags)
+                return self._run_id(experiment, name, tags, known_by)
         else:
             experiment_id = found.experiment_id
-        variant = tags.get("variant", "")
-        runs = self.client.search_runs(
-            [experiment_id], f"tags.dagster_run_id = '{dagster_run_id}' and tags.variant = '{variant}'", max_results=1
-        )
+        same = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in known_by)
+        runs = self.client.search_runs([experiment_id], same, max_results=1)
         if runs:
-            return str(runs[0].info.run_id)
-        made = self.client.create_run(experiment_id, run_name=name, tags={"dagster_run_id": dagster_run_id, **tags})
+            run_id = str(runs[0].info.run_id)
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
+        made = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
         return str(made.info.run_id)
 
 
@@ -118,6 +134,9 @@ class TrackedRun:
         entries = [Param(name, str(value)[:6000]) for name, value in parameters.items()]
         for start in range(0, len(entries), 100):
             self._try("log_batch", self.run_id, params=entries[start : start + 100])
+
+    def tag(self, name: str, value: str) -> None:
+        self._try("set_tag", self.run_id, name, value)
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """One artifact file under `name` (POSIX path)."""

@@ -51,6 +51,25 @@ def test_wrong_use_is_exit_2_with_the_fix(run, tmp_path):
     assert code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "last_line"),
+    [
+        (("--model-type", "resnet19"), "resnet19 (choose one of efficientnet_b0,"),
+        (("--learning-rate", "0.1:0.01"), "give 0 < LOW < HIGH"),
+        (("--learning-rate", "0.1"), "give LOW:HIGH"),
+        (("--trials", "0"), "trials is 0: give at least 1"),
+        (("--metric", "BLEU"), "choose one of accuracy, f1, loss, precision, recall"),
+        (("--epoch", "1"), "tires has no parameter epoch: choose from batch_size"),
+        (("--epochs", "many"), "epochs is 'many': give a value of type float"),
+        (("--bf16", "perhaps"), "true or false"),
+        ((), "mlops land tires PATH --dataset-version v9"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_exit_2_with_the_choices(run, arguments, last_line):
+    code, out, last = run("sweep", "tires", "--dataset-version", "v9", *arguments)
+    assert code == 2 and last_line in last and out == ""
+
+
 def test_bad_yaml_names_the_line(run, tmp_path, monkeypatch):
     (tmp_path / "sentiment.yaml").write_text("project:\n  name: [unclosed\n")
     monkeypatch.setenv("MLOPS_CONFIGS", str(tmp_path))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "ultralytics", "mlflow", "pyspark", "pandas", "sklearn", "onnxruntime")
+HEAVY = ("torch", "transformers", "ultralytics", "mlflow", "pyspark", "pandas", "sklearn", "onnxruntime", "optuna")
 
 
 def tracked(*patterns: str) -> list[Path]:

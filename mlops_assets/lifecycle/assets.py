@@ -6,7 +6,7 @@ and what people see in the asset's metadata. Does not belong here: any decision.
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlops_assets.lifecycle.promotion import Promotion
     from mlops_assets.lifecycle.registrar import Registrar, Registration
     from mlops_assets.lifecycle.report import Report
+    from mlops_assets.lifecycle.sweep import Swept
 
 #: Pictures of one event together; more goes into the store and is linked.
 EVENT_PICTURE_BYTES = 48 * 1024
@@ -33,7 +34,7 @@ REFUSAL = "mlops/refusal"
 class Lifecycle:
     """What `model_lifecycle` made of a system."""
 
-    assets: Sequence[dg.AssetsDefinition]
+    assets: Sequence[dg.AssetsDefinition | dg.AssetSpec]
     checks: Sequence[dg.AssetChecksDefinition]
     keys: Sequence[dg.AssetKey]
 
@@ -61,7 +62,8 @@ def model_lifecycle(
         assets += [half.trained_model(), half.evaluation_report(), half.registered_model()]
         checks.append(half.register_threshold())
     assets.append(_champion(system, config, open_platform, tuple(owners)))
-    return Lifecycle(assets, checks, [key for asset in assets for key in asset.keys])
+    keys = [key for asset in assets for key in asset.keys]
+    return Lifecycle([*assets, _sweep(system, owners)], checks, keys)
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,38 @@ def _champion(
     return champion
 
 
+def _sweep(system: ModelSystem, owners: Sequence[str]) -> dg.AssetSpec:
+    """Not an asset that can be materialized: "materialize all" must not begin hours of training. `<system>_sweep` reports it."""
+    return dg.AssetSpec(
+        key_of(system.name, "", "sweep"),
+        deps=[key_of(system.name, "", "cleaned")],
+        group_name=system.name,
+        partitions_def=dataset_versions(system.name),
+        owners=list(owners),
+        description=f"What the job {system.name}_sweep found: trainings compared on validation. Nothing of it is registered.",
+        kinds={"optuna", "mlflow"},
+    )
+
+
+def sweep_event(system: str, version: str, metric: str, swept: "Swept") -> dg.AssetMaterialization:
+    """A sweep as a materialization: pictures first, then every trial."""
+    best = dict(swept.best)
+    metadata: dict[str, Any] = {
+        "best": dg.MetadataValue.json(best),
+        "train_command": dg.MetadataValue.md(f"`{swept.command}`"),
+        **_metrics({metric: best[metric]}),
+        **_pictures(swept.pictures),
+        "trials": _table(swept.rows),
+        "dataset_version": version,
+        "study": swept.study,
+        "git_commit": git_commit(),
+        **{state: sum(row["state"] == state for row in swept.rows) for state in ("complete", "pruned", "fail")},
+    }
+    if swept.link:
+        metadata["mlflow_run"] = dg.MetadataValue.url(swept.link)
+    return dg.AssetMaterialization(key_of(system, "", "sweep"), partition=version, metadata=metadata)
+
+
 def champion_event(promoted: "Promotion") -> dg.AssetMaterialization:
     """A promotion that was not made by the champion asset itself, as its materialization: the asset's page shows every champion."""
     return dg.AssetMaterialization(
@@ -343,12 +377,17 @@ def champion_event(promoted: "Promotion") -> dg.AssetMaterialization:
 
 def training_config(system: ModelSystem) -> type[dg.Config]:
     """The launchpad's form: every parameter of the system, each empty unless it should differ from configs/."""
-    fields: dict[str, Any] = {
-        name: (kind | None, Field(default=None, description=f"{name}; empty: as configs/{system.name}.yaml has it"))
-        for name, kind in system.parameter_names.items()
-    }
+    return form(system, "Training", system.parameter_names)
+
+
+def form(system: ModelSystem, name: str, parameters: Iterable[str], **first: Any) -> type[dg.Config]:
+    """A launchpad's form: the fields `first`, then the system's `parameters` and the seed, each of which may stay empty."""
+    fields: dict[str, Any] = dict(first)
+    for parameter in parameters:
+        described = Field(default=None, description=f"{parameter}; empty: as configs/{system.name}.yaml has it")
+        fields[parameter] = (system.parameter_names[parameter] | None, described)
     fields["seed"] = (int | None, Field(default=None, description="empty: project.seed"))
-    return create_model(f"{system.name.title().replace('_', '')}Training", __base__=dg.Config, **fields)
+    return create_model(f"{system.name.title().replace('_', '')}{name}", __base__=dg.Config, **fields)
 
 
 def mark(context: Any, outcome: str) -> None:

@@ -1,6 +1,7 @@
-"""Jobs that people launch: stage, produce, rollback, retention. They are jobs so that the event log has them; the launchpad is their form.
+"""Jobs that people launch: sweep, stage, produce, rollback, retention. They are jobs so that the event log has them; the launchpad is
+their form.
 
-Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `retention.py`).
+Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `retention.py`, `sweep.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from mlops_assets.lifecycle.assets import champion_event, deliver, key_of, refusal
+from mlops_assets.lifecycle.assets import (
+    TRAINING_POOL,
+    champion_event,
+    dataset_versions,
+    deliver,
+    form,
+    key_of,
+    refusal,
+    sweep_event,
+)
 from mlops_assets.lifecycle.system import ModelSystem
 from mlops_assets.settings import SettingsError, SystemConfig
 
@@ -58,7 +68,8 @@ class RetentionConfig(dg.Config):
 
 
 def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[Any]:
-    """`<system>_pipeline` (what the sensor starts), `_train`, `_models`, `_register`, `_stage`, `_produce`, `_rollback`, `_retention`."""
+    """`<system>_pipeline` (what the sensor starts), `_train`, `_models`, `_register`, `_sweep`, `_stage`, `_produce`, `_rollback`,
+    `_retention`."""
     name = system.name
     layers = [key_of(name, "", "dataset"), key_of(name, "", "cleaned")]
     scenario = [key_of(name, v, layer) for v in scenario_of(system, config) for layer in MODEL_LAYERS]
@@ -83,6 +94,7 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
         asset_job("train", dg.AssetSelection.assets(*layers, *attempts), "Dataset to evaluation report and the gate; registers nothing."),
         asset_job("models", dg.AssetSelection.groups(name), "Any of the models, from dataset to registration: choose the assets."),
         asset_job("register", dg.AssetSelection.assets(*registered), "Register what `_train` left, if the gate lets it."),
+        _sweep_job(system, config, open_platform),
         *_ledger_jobs(name, config, open_platform),
     ]
 
@@ -100,6 +112,74 @@ def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
         known = ", ".join(system.variants)
         raise SettingsError(f"project.scenario: {', '.join(unknown)} is no model of {system.name}; choose from {known}")
     return config.project.scenario or system.variants
+
+
+#: A sweep may take longer than a run usually may; one that is stopped goes on where it was.
+SWEEP_SECONDS = 24 * 3600
+
+
+def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
+    """The launchpad's form of `<system>_sweep`: what is searched, then parameters that all trials share."""
+    default = next((metric for metric in Metric if metric.value.lower() == config.promotion.metric), Metric.Loss)
+    types = (
+        f"Models to choose from; empty: all ({', '.join(system.variants)})." if len(system.variants) > 1 else "Empty: the configured model."
+    )
+    shared = [name for name in system.parameter_names if name not in ("model_type", "learning_rate")]
+    return form(
+        system,
+        "Sweep",
+        shared,
+        trials=(int, Field(default=10, description="Trials in all, those of an earlier run of the same sweep included. / 시도 횟수")),
+        metric=(Metric, Field(default=default, description="The figure on validation that is optimised. / 최적화할 지표")),
+        model_types=(list[str], Field(default=[], description=types)),
+        learning_rate_low=(float | None, Field(default=None, description="Least learning rate; empty: a tenth of the configured one.")),
+        learning_rate_high=(float | None, Field(default=None, description="Greatest learning rate; empty: ten times the configured one.")),
+        minutes=(float | None, Field(default=None, description="After so many minutes no further trial begins; empty: no limit.")),
+        prune=(bool, Field(default=True, description="Give trials up that are worse than the median of those before them.")),
+    )
+
+
+def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> dg.JobDefinition:
+    name = system.name
+    given_config = config
+    form_type = sweep_form(system, config)
+
+    def sweep_op(context: dg.OpExecutionContext, config: dg.Config) -> None:
+        from mlops_assets.lifecycle import ledger, sweep
+
+        given = config.model_dump()
+        platform, version = open_platform(), context.partition_key
+        planned = sweep.plan(
+            system,
+            given_config,
+            dataset_version=version,
+            metric=given.pop("metric").value,
+            learning_rate=(given.pop("learning_rate_low"), given.pop("learning_rate_high")),
+            **{key: given.pop(key) for key in ("trials", "model_types", "minutes", "prune", "seed")},
+            overrides=given,
+        )
+        swept = sweep.run(platform, system, given_config, planned, run_id=context.run_id, say=context.log.info)
+        value = {"metric": planned.metric, "study": swept.study, "trials": swept.rows, "best": swept.best, "command": swept.command}
+        with platform.engine.begin() as connection:
+            ledger.put_value(
+                connection, key_of(name, "", "sweep").to_user_string(), version, context.run_id, {**value, "mlflow": swept.link}
+            )
+        context.log_event(sweep_event(name, version, planned.metric, swept))
+
+    # The form differs by system, so its type is known only here.
+    sweep_op.__annotations__["config"] = form_type
+    op = dg.op(name=f"{name}_sweep_op", pool=TRAINING_POOL)(sweep_op)
+
+    @dg.job(
+        name=f"{name}_sweep",
+        description="Search model types and learning rates on validation; pruned, resumable, registers nothing.",
+        partitions_def=dataset_versions(name),
+        tags={"mlops/system": name, "dagster/max_runtime": SWEEP_SECONDS},
+    )
+    def sweep_job() -> None:
+        op()
+
+    return sweep_job
 
 
 def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:

@@ -11,9 +11,9 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,19 +84,65 @@ def code_version(system: ModelSystem, variant: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def check_names(system: ModelSystem, overrides: Iterable[str]) -> None:
+    """Raises UnknownParameter."""
+    unknown = sorted(set(overrides) - set(system.parameter_names))
+    if unknown:
+        raise UnknownParameter(
+            f"{system.name} has no parameter {', '.join(unknown)}: choose from {', '.join(sorted(system.parameter_names))}"
+        )
+
+
 def parameters_of(system: ModelSystem, config: SystemConfig, variant: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The variant's configured parameters with the caller's over them.
 
     Raises:
         UnknownParameter: an override that `system.parameter_names` does not list.
     """
-    unknown = sorted(set(overrides) - set(system.parameter_names))
-    if unknown:
-        raise UnknownParameter(
-            f"{system.name} has no parameter {', '.join(unknown)}: choose from {', '.join(sorted(system.parameter_names))}"
-        )
+    check_names(system, overrides)
     given = {name: value for name, value in overrides.items() if value is not None}
     return {**system.variant_parameters(config, variant), **given}
+
+
+def context_of(
+    settings: Settings,
+    system: ModelSystem,
+    config: SystemConfig,
+    *,
+    variant: str,
+    table: CleanedTable,
+    parameters: Mapping[str, Any],
+    seed: int,
+) -> TrainContext:
+    """One training as its system takes it, with the fingerprint and the folder that are its own. It logs to nobody yet."""
+    identity = {
+        "system": system.name,
+        "variant": variant,
+        "manifest": table.manifest_sha256,
+        "parameters": dict(parameters),
+        "seed": seed,
+        "code": code_version(system, variant),
+    }
+    fingerprint = hashlib.sha256(canonical(identity).encode()).hexdigest()
+    workdir = workdir_of(settings, fingerprint)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return TrainContext(
+        system=system.name,
+        variant=variant,
+        table=table,
+        config=config,
+        parameters=parameters,
+        seed=seed,
+        fingerprint=fingerprint,
+        workdir=workdir,
+        log_dir=settings.home / "tensorboard" / system.name / table.dataset_version / (variant or fingerprint[:8]),
+        log_metrics=lambda metrics, step: None,
+        threads=settings.threads,
+    )
+
+
+def workdir_of(settings: Settings, fingerprint: str) -> Path:
+    return settings.home / "training" / fingerprint[:16]
 
 
 def train(
@@ -119,18 +165,11 @@ def train(
     settings = platform.settings
     parameters = parameters_of(system, config, variant, overrides or {})
     seed = config.project.seed if seed is None else seed
-    with _one_training_at_a_time(settings, say), _scratch(settings) as scratch:
+    with one_training_at_a_time(settings, say), scratch_folder(settings) as scratch:
         table = system.open_table(platform.store, platform.engine, dataset_version, scratch / "table")
-        code = code_version(system, variant)
-        identity = {
-            "system": system.name,
-            "variant": variant,
-            "manifest": table.manifest_sha256,
-            "parameters": dict(parameters),
-            "seed": seed,
-            "code": code,
-        }
-        fingerprint = hashlib.sha256(canonical(identity).encode()).hexdigest()
+        code = code_version(system, variant)  # of now: somebody may edit the files while this trains
+        context = context_of(settings, system, config, variant=variant, table=table, parameters=parameters, seed=seed)
+        fingerprint, workdir = context.fingerprint, context.workdir
         run = platform.tracking.start(
             system.name,
             "/".join(part for part in (dataset_version, variant, fingerprint[:8]) if part),
@@ -138,21 +177,7 @@ def train(
             tags={"variant": variant, "dataset_version": dataset_version, "fingerprint": fingerprint, "git_commit": git_commit()},
         )
         run.log_params({**parameters, "seed": seed, "dataset_version": dataset_version, "manifest_sha256": table.manifest_sha256})
-        workdir = settings.home / "training" / fingerprint[:16]
-        workdir.mkdir(parents=True, exist_ok=True)
-        context = TrainContext(
-            system=system.name,
-            variant=variant,
-            table=table,
-            config=config,
-            parameters=parameters,
-            seed=seed,
-            fingerprint=fingerprint,
-            workdir=workdir,
-            log_dir=settings.home / "tensorboard" / system.name / dataset_version / (variant or fingerprint[:8]),
-            log_metrics=run.log_metrics,
-            threads=settings.threads,
-        )
+        context = replace(context, log_metrics=run.log_metrics)
         began = time.monotonic()
         try:
             trained = system.train(context)
@@ -214,7 +239,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
     with platform.engine.connect() as connection:
         attempt = ledger.attempt(connection, attempt_id)
         champion, _ = promotion.latest_verified(connection, system.name, "champion", settings.public_keys_path)
-    with _scratch(settings) as scratch:
+    with scratch_folder(settings) as scratch:
         table = system.open_table(platform.store, platform.engine, attempt.dataset_version, scratch / "table")
         folder = bundle.fetch(platform.store, attempt.bundle_sha256, attempt.bundle_files, scratch / "bundles")
         evaluation = system.evaluate(folder, table, settings.threads)
@@ -282,7 +307,7 @@ def save_pictures(store: ObjectStore, digest: str, pictures: Sequence[Picture]) 
 
 
 @contextmanager
-def _scratch(settings: Settings) -> Iterator[Path]:
+def scratch_folder(settings: Settings) -> Iterator[Path]:
     """A folder under the home (not /tmp, which may be small), gone afterwards."""
     import tempfile
 
@@ -293,7 +318,7 @@ def _scratch(settings: Settings) -> Iterator[Path]:
 
 
 @contextmanager
-def _one_training_at_a_time(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
+def one_training_at_a_time(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     """Two trainings on the same cores take longer than one after the other. Dagster's pool queues its runs; this holds for callers
     outside its queue too. The lock dies with the process."""
     settings.home.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,8 @@ class TrainContext:
         parameters: the variant's section of the configuration with the caller's overrides applied (plain JSON values).
         fingerprint: SHA-256 over data, variant, parameters, seed and code: checkpoints of another fingerprint are not resumed.
         workdir: private to the fingerprint and kept across kills: checkpoints go to `workdir/checkpoints`.
-        log_metrics: called with (metrics, step); goes to MLflow. Cheap, never raises.
+        log_metrics: called with (metrics, step), those of an evaluation as `validation_<name>`; goes to MLflow. Cheap. It raises only to
+            give a training up (a pruned trial): let that pass.
         log_dir: TensorBoard folder.
         parent: folder of the champion's fp32 weights to fine-tune from, or None.
     """

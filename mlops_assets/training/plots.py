@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 64 * 1024
 BLUE, GREY = "#2563eb", "#9ca3af"
+#: The two pictures of a sweep go into one event.
+PARALLEL_BYTES, HISTORY_BYTES = 36 * 1024, 12 * 1024
+#: Lines that an eye can follow; of more trials the best are drawn.
+LINES = 60
 CURVE_POINTS = 500
 
 
@@ -123,6 +127,74 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
     return _png(figure)
 
 
+# --- sweeps: rows are trials, with `trial`, `state`, their parameters, and the figure under `metric` (None: it has none) ----------
+
+
+@_in_hangul
+def parallel_coordinates(
+    trials: Sequence[Mapping[str, Any]], parameters: Sequence[str], metric: str, label: str, *, less_is_better: bool = False
+) -> bytes:
+    """A line per trial over its parameters and its figure: the darker, the better; dashed where it was pruned. Of many, the best."""
+    shown = [row for row in trials if row.get(metric) is not None and all(name in row for name in parameters)]
+    shown = sorted(shown, key=lambda row: float(row[metric]), reverse=not less_is_better)[:LINES]
+    figure, axes = _figure("Parallel coordinates / 평행 좌표", width=6.5)
+    columns = [_heights([row[name] for row in shown], log=name == "learning_rate") for name in (*parameters, metric)]
+    for number, row in sorted(enumerate(shown), key=lambda one: one[1]["state"] == "complete"):
+        heights = [heights[number] for heights, _ in columns]
+        good = 1 - heights[-1] if less_is_better else heights[-1]
+        complete = row["state"] == "complete"
+        style = {"color": BLUE, "alpha": 0.15 + 0.85 * good**2} if complete else {"color": GREY, "linestyle": "--", "linewidth": 1}
+        axes.plot(range(len(columns)), heights, **style)
+    for place, (_, ticks) in enumerate(columns):
+        axes.axvline(place, color="black", linewidth=0.8)
+        for height, text in ticks:
+            axes.text(
+                place + 0.03, height, text, va="center", fontsize=8, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
+            )
+    axes.set_xticks(range(len(columns)), [*(name.replace("_", " ") for name in parameters), label])
+    axes.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(columns) - 0.6))
+    axes.spines[:].set_visible(False)
+    return _png_of_few_colours(figure, PARALLEL_BYTES)  # many crossing lines are as bad as a photo
+
+
+def _heights(values: Sequence[Any], log: bool) -> tuple[list[float], list[tuple[float, str]]]:
+    """Each value's height on an axis from 0 to 1, and the axis's (height, text): names in their order, numbers from least to most."""
+    if any(isinstance(value, str) for value in values):
+        names = sorted(set(values))
+        at = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
+        return [at[value] for value in values], [(height, name) for name, height in at.items()]
+    numbers = np.log10(values) if log else np.asarray(values, float)
+    if not len(numbers):
+        return [], []
+    low, high = float(numbers.min()), float(numbers.max())
+    ticks = [(fraction, low + fraction * (high - low)) for fraction in ((0.0, 0.5, 1.0) if high > low else (0.0,))]
+    heights = (numbers - low) / ((high - low) or 1.0)
+    return heights.tolist(), [(fraction, f"{10**value if log else value:.3g}") for fraction, value in ticks]
+
+
+@_in_hangul
+def optimisation_history(trials: Sequence[Mapping[str, Any]], metric: str, label: str, *, less_is_better: bool = False) -> bytes:
+    """The figure of every trial in order, and the best one so far."""
+    figure, axes = _figure("Optimisation history / 최적화 기록", width=6.5)
+    complete = [(row["trial"], row[metric]) for row in trials if row["state"] == "complete"]
+    pruned = [(row["trial"], row[metric]) for row in trials if row["state"] == "pruned" and row.get(metric) is not None]
+    best = np.minimum.accumulate if less_is_better else np.maximum.accumulate
+    if complete:
+        numbers, values = zip(*complete, strict=True)
+        axes.scatter(numbers, values, color=BLUE, label="to its end / 완료")
+        axes.step(numbers, best(np.asarray(values, float)), where="post", color=BLUE, label="best so far / 최고")
+    if pruned:
+        axes.scatter(*zip(*pruned, strict=True), color=GREY, marker="x", label="pruned / 중단")
+    axes.set(xlabel="trial / 시도", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if complete or pruned:
+        axes.legend()
+    return _png_of_few_colours(figure, HISTORY_BYTES)
+
+
+# --- photos ---------------------------------------------------------------------------------------------------------------------
+
+
 @_in_hangul
 def photos(images: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 4) -> bytes:
     """Images (uint8 [height, width, 3]) in a grid, each under its caption."""
@@ -139,17 +211,17 @@ def photos(images: Sequence[np.ndarray], captions: Sequence[str], title: str, co
         if number < len(images):
             axes.imshow(images[number])
             axes.set_title(captions[number], fontsize=7)
-    return _png_of_photos(figure)
+    return _png_of_few_colours(figure)
 
 
-def _png_of_photos(figure: Figure) -> bytes:
-    """Photos compress badly: first fewer colours, then fewer pixels, until it fits."""
+def _png_of_few_colours(figure: Figure, limit: int = MAX_BYTES) -> bytes:
+    """For what compresses badly, as photos do: first fewer colours, then fewer pixels, until it fits."""
     from PIL import Image
 
     for dpi, colours in ((110, 128), (110, 32), (80, 32), (60, 16), (40, 8)):
         drawn, small = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, format="png", dpi=dpi)
         Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-        if small.tell() <= MAX_BYTES:
+        if small.tell() <= limit:
             break
     return small.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def test_photos_in_one_served_model_out_and_the_other_refused(small, engine, tmp
     assert code in (0, 1) and "accuracy" in json.loads(out.splitlines()[0])["report"]["metrics"]
     code, _ = command(capsys, "train", "tires", "--dataset-version", "split_1", "--model-type", "resnet19")
     assert code == 2
+    arguments = ("--trials", "2", "--model-type", "cnn", "--model-type", "tinyvgg", "--learning-rate", "0.001:0.01", "--epochs", "2")
+    code, out = command(capsys, "sweep", "tires", "--dataset-version", "split_1", *arguments, "--json")
+    swept = json.loads(out)
+    assert code == 0 and [row["trial"] for row in swept["trials"]] == [0, 1] and swept["best"]["state"] == "complete"
+    code, out = command(capsys, "sweep", "tires", "--dataset-version", "split_1", *arguments)
+    assert code == 0 and out.splitlines()[-1] == swept["command"], "the same sweep again has its trials already"
+    code, out = command(capsys, *shlex.split(swept["command"])[1:], "--json")
+    with engine.connect() as connection:
+        trained = connection.execute(text("SELECT metrics FROM attempt ORDER BY id DESC LIMIT 1")).scalar_one()
+    assert code in (0, 1) and trained["validation_f1"] == swept["best"]["f1"], "the command trains what the sweep measured"
     code, out = command(capsys, "stage", "tires", "--metric", "F1", "--json")
     assert code == 0 and json.loads(out)["version"] == 1
     code, out = command(capsys, "production-info", "tires", "--json")

@@ -55,3 +55,20 @@ def test_photos_fit_into_an_event() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 96, 96, 3), dtype=np.uint8)
     drawn = plots.photos(list(noise), [f"결함 {i}" for i in range(9)], "Worst errors / 오류")
     assert drawn.startswith(b"\x89PNG") and len(drawn) <= plots.MAX_BYTES
+
+
+@pytest.mark.parametrize("trials", [0, 1, 200])
+@pytest.mark.parametrize("metric", ["loss", "f1"])
+def test_the_pictures_of_a_sweep_fit_into_one_event(trials: int, metric: str) -> None:
+    random = np.random.default_rng(0)
+    names, states = ("cnn", "resnet18", "tinyvgg"), ("complete", "pruned", "fail")
+    rows = [
+        {"trial": i, "state": states[i % 3], "model_type": names[i % 2], "learning_rate": 10 ** random.uniform(-4, -1)}
+        | {metric: random.random() if i % 3 < 2 else None}
+        for i in range(trials)
+    ]
+    less = metric == "loss"
+    parallel = plots.parallel_coordinates(rows, ["model_type", "learning_rate"], metric, metric, less_is_better=less)
+    history = plots.optimisation_history(rows, metric, metric, less_is_better=less)
+    assert all(png.startswith(b"\x89PNG") for png in (parallel, history))
+    assert len(parallel) + len(history) <= 48 * 1024
