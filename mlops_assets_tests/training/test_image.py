@@ -124,4 +124,13 @@ def test_each_photo_is_changed_on_its_own_and_from_the_random_state_alone() -> N
     second = image.augment(same)
     torch.manual_seed(1)
     assert image.augment(same).equal(first) and not second.equal(first)
-    assert first.dtype == torch.uint8 and len({shown.numpy().tobytes() for shown in first}) == 6
+    assert first.dtype == torch.float32 and len({shown.numpy().tobytes() for shown in first}) == 6
+
+
+def test_a_turned_photo_keeps_its_shapes_and_its_place() -> None:
+    """A bar in a wide photo stays as thick and as long, whatever way it is turned."""
+    wide = torch.zeros(64, 3, 40, 80, dtype=torch.uint8)
+    wide[:, :, 18:22, 30:50] = 200
+    torch.manual_seed(0)
+    area = (image.augment(wide)[:, 0] > 90).sum(dim=(1, 2)).float()
+    assert ((area - 80).abs() < 20).all(), "neither sheared nor moved out of the photo"
