@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METRICS = ("F1", "Accuracy", "Precision", "Recall", "Loss")
 EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요"}
+#: Systems that are asked with photos.
+OF_PHOTOS = frozenset({"tires"})
 
 
 def main() -> None:
@@ -116,17 +118,18 @@ def predict(settings: Settings, system: str) -> None:
     servers = {"champion": settings.serve_url, "candidate": settings.staging_url}
     channel = st.radio("모델 / Model", list(servers), horizontal=True)
     with st.form("try"):
-        written = st.text_area("텍스트를 입력하세요 (한 줄에 하나) / One text per line", EXAMPLES.get(system, ""))
+        given = _inputs(system)
         asked = st.form_submit_button("예측 / Predict")
     if not asked:
         return
-    inputs = [line for line in written.splitlines() if line.strip()]
     url = servers[channel]
-    if not inputs or not url:
-        st.warning("텍스트를 입력하세요. / Write something first." if url else "The model server is not running: `mlops up`")
+    if not given or not url:
+        st.warning("입력이 없습니다. / Give it something first." if url else "The model server is not running: `mlops up`")
         return
+    names = [name for name, _ in given]
+    asking: dict[str, Any] = {"files": [("files", one) for one in given]} if system in OF_PHOTOS else {"json": {"inputs": names}}
     try:
-        reply = httpx.post(f"{url}/predict/{system}", json={"inputs": inputs}, timeout=30, trust_env=False)
+        reply = httpx.post(f"{url}/predict/{system}", timeout=30, trust_env=False, **asking)
         body = reply.json()
     except (httpx.HTTPError, ValueError) as error:
         st.error(f"모델 서버가 응답하지 않습니다. / The model server does not answer: {error}")
@@ -135,10 +138,20 @@ def predict(settings: Settings, system: str) -> None:
         st.error(f"{body.get('message')} {body.get('fix', '')}")
         return
     rows = [
-        {"텍스트": p["text"], "결과": p["label"], "확신도": round(p["confidence"], 4)} | p.get("probs", {}) for p in body["predictions"]
+        {"입력": name, "결과": p["label"], "확신도": round(p["confidence"], 4)} | p.get("probs", {})
+        for name, p in zip(names, body["predictions"], strict=True)
     ]
     st.dataframe(rows, hide_index=True)
     st.caption(f"model v{body['version']} · data {body['dataset_version']} · {body['at']} · `mlops trace {body['request_id']}`")
+
+
+def _inputs(system: str) -> list[tuple[str, bytes]]:
+    """What is asked: a name each, which is the text itself where texts are asked, and the bytes of photos."""
+    if system in OF_PHOTOS:
+        photos = st.file_uploader("사진을 올리세요 / Photos", type=["jpg", "jpeg", "png", "webp", "bmp"], accept_multiple_files=True)
+        return [(photo.name, photo.getvalue()) for photo in photos or []]
+    written = st.text_area("텍스트를 입력하세요 (한 줄에 하나) / One text per line", EXAMPLES.get(system, ""))
+    return [(line, b"") for line in written.splitlines() if line.strip()]
 
 
 def manage(settings: Settings, system: str) -> None:

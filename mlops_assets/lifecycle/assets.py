@@ -158,7 +158,7 @@ class _Half:
                 **_metrics(report.metrics),
                 **_comparison(report),
                 **_pictures(done.evaluation.pictures),
-                "slices": _table([{"slice": name, **values} for name, values in report.slices.items()]),
+                "slices": _table([{"slice": name, **values, "rows": int(values["rows"])} for name, values in report.slices.items()]),
                 **{title: _table(rows) for title, rows in report.tables.items() if rows},
                 "picture_files": dg.MetadataValue.json(links),
                 "dagster/row_count": report.rows,
@@ -199,8 +199,8 @@ class _Half:
                     "why": verdict.sentence,
                     "이유": verdict.sentence_ko,
                     "thresholds": dg.MetadataValue.json(dict(registrar.policy.thresholds)),
-                    "attempt": value["attempt_id"],
-                    "report": value["report_id"],
+                    "attempt": str(value["attempt_id"]),  # text: Dagster plots numbers
+                    "report": str(value["report_id"]),
                 },
             )
 

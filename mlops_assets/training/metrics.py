@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross-entropy in nats."""
     chosen = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean())
+    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean()) + 0.0  # never -0.0
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from mlops_assets import dashboard
@@ -60,9 +64,30 @@ def test_a_text_is_answered_with_the_model_version_and_its_trace(world, tmp_path
         page.button[0].click().run()
         assert not page.exception and not page.error
         answers = next(frame.value for frame in page.dataframe if "결과" in frame.value.columns)
-        assert list(answers["텍스트"]) == ["정말 좋아요", "별로에요"]
+        assert list(answers["입력"]) == ["정말 좋아요", "별로에요"]
         assert set(answers["결과"]) <= {"긍정", "부정"}
         assert any(f"model v{version}" in caption.value and "mlops trace" in caption.value for caption in page.caption)
+
+
+def test_photos_are_asked_for_where_the_system_looks_at_photos(world, monkeypatch):
+    photo = io.BytesIO()
+    Image.new("RGB", (32, 32), "gray").save(photo, "PNG")
+    asked: list[httpx.Request] = []
+
+    def answer(url: str, **given: Any) -> httpx.Response:
+        asked.append(httpx.Request("POST", url, files=given["files"]))
+        said = {"predictions": [{"label": "good", "confidence": 0.9}], "version": 1, "dataset_version": "v", "at": "now", "request_id": "r"}
+        return httpx.Response(200, json=said)
+
+    monkeypatch.setattr(httpx, "post", answer)
+    monkeypatch.setenv("MLOPS_SERVE_URL", "http://127.0.0.1:9")
+    page = opened()
+    page.sidebar.selectbox[0].select("tires").run()
+    assert not page.text_area
+    page.file_uploader[0].upload("tire.png", photo.getvalue(), "image/png")
+    page.button[0].click().run()
+    assert not page.exception and asked[0].url.path == "/predict/tires" and photo.getvalue() in asked[0].read()
+    assert [frame.value["입력"].tolist() for frame in page.dataframe if "결과" in frame.value.columns] == [["tire.png"]]
 
 
 def test_a_server_that_is_away_is_a_sentence(world, monkeypatch):

@@ -103,5 +103,9 @@ def test_photos_in_one_served_model_out_and_the_other_refused(small, engine, tmp
     assert code in (0, 1) and trained["validation_f1"] == swept["best"]["f1"], "the command trains what the sweep measured"
     code, out = command(capsys, "stage", "tires", "--metric", "F1", "--json")
     assert code == 0 and json.loads(out)["version"] == 1
+    with TestClient(create_app(small, "candidate")) as staging:
+        wait_for(lambda: staging.get("/readyz").is_success, "the staged model is served")
+        reply = staging.post("/predict/tires", files=[("files", (photo.name, photo.read_bytes()))])
+        assert (reply.status_code, reply.headers["X-Model-Version"]) == (200, "1")
     code, out = command(capsys, "production-info", "tires", "--json")
     assert code == 0 and json.loads(out)[0]["version"] == 1
