@@ -14,10 +14,12 @@ import subprocess
 import tempfile
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -45,15 +47,15 @@ pytestmark = pytest.mark.skipif(not PROGRAM, reason="no pgpool: apt-get install 
 # --- a PostgreSQL and pgpools in front of it ------------------------------------------------------------------------------------------
 
 
-class Program:
+class Program(ABC):
     """A server in a process group of its own, started (again) and stopped by the test."""
 
-    def __init__(self, command: list[str], log: Path, **options: object) -> None:
+    def __init__(self, command: list[str], log: Path, **options: Any) -> None:
         self.command, self.log, self._options = command, log, options
         self._process: subprocess.Popen[bytes] | None = None
 
-    def answers(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def answers(self) -> bool: ...
 
     def is_ready(self) -> bool:
         assert self._process and self._process.poll() is None, self.log.read_text()[-3000:]
@@ -73,6 +75,12 @@ class Program:
         except AssertionError as error:
             raise AssertionError(self.log.read_text()[-3000:]) from error
 
+    def kill(self) -> None:
+        """It and its children, as when the machine loses its power: nothing is tidied up."""
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def stop(self) -> None:
         """Without waiting for its clients: SIGINT is the "fast" shutdown of both programs."""
         if self._process is None or self._process.poll() is not None:
@@ -81,8 +89,7 @@ class Program:
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self.kill()
 
 
 class Postgres(Program):
@@ -106,18 +113,18 @@ class Postgres(Program):
 class Pool(Program):
     """The shipped pgpool in front of `backends`, with `changes` of its pgpool.conf."""
 
-    def __init__(self, folder: Path, *backends: Postgres, **changes: object) -> None:
+    def __init__(self, folder: Path, *backends: Postgres, **changes: Any) -> None:
         self.port = free_port()
-        lines = {"listen_addresses": "127.0.0.1", "port": self.port, "pcp_port": free_port(), "pid_file_name": folder / "pid"}
-        lines |= dict.fromkeys(("socket_dir", "pcp_socket_dir", "logdir"), folder)
+        lines = {"listen_addresses": "127.0.0.1", "port": self.port, "pcp_port": free_port()}
         for number, backend in enumerate(backends):
             lines |= {f"backend_hostname{number}": "127.0.0.1", f"backend_port{number}": backend.port, f"backend_weight{number}": 1}
         folder.mkdir()
-        conf = (SHIPPED / "pgpool.conf").read_text()
+        conf = (SHIPPED / "pgpool.conf").read_text().replace("/tmp/pgpool", str(folder / "run"))
         (folder / "pgpool.conf").write_text(conf + "".join(f"{key} = '{value}'\n" for key, value in (lines | changes).items()))
         shutil.copy(SHIPPED / "pool_hba.conf", folder)
         environment = process_environment() | {"POSTGRES_PASSWORD": PASSWORD, "PATH": f"{Path(str(PROGRAM)).parent}:/usr/bin:/bin"}
-        super().__init__(["sh", "-c", COMMAND.replace("/etc/pgpool2", str(folder))], folder / "log", env=environment)
+        command = COMMAND.replace("/etc/pgpool2", str(folder)).replace("/tmp/pgpool", str(folder / "run"))
+        super().__init__(["sh", "-c", command], folder / "log", env=environment)
 
     def url(self, name: str = "mlops", password: str = PASSWORD) -> str:
         return f"postgresql://postgres:{quote(password)}@127.0.0.1:{self.port}/{name}"
@@ -147,7 +154,7 @@ def server() -> Iterator[Postgres]:
 
 
 @contextmanager
-def pool_of(folder: Path, *backends: Postgres, **changes: object) -> Iterator[Pool]:
+def pool_of(folder: Path, *backends: Postgres, **changes: Any) -> Iterator[Pool]:
     pool = Pool(folder, *backends, **changes)
     try:
         pool.start()
@@ -313,7 +320,7 @@ def test_a_restarted_pgpool_and_a_restarted_postgresql_are_found_again(world, po
     server.start()
     assert champion(world) == (1, 1)
     # After a power failure pgpool may be there first.
-    pool.stop()
+    pool.kill()
     server.stop()
     pool.launch()
     server.start()
