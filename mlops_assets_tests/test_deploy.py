@@ -90,13 +90,38 @@ def ours() -> dict[str, dict]:
 def test_compose_names_only_what_it_declares():
     allowed = {"image", "build", "restart", "init", "environment", "command", "entrypoint", "ports", "volumes", "depends_on", "healthcheck"}
     for name, service in COMPOSE["services"].items():
-        assert set(service) <= allowed, name
-        assert set(service.get("depends_on", {})) <= set(COMPOSE["services"]), name
+        assert set(service) <= allowed | {"profiles"}, name
+        for other, condition in service.get("depends_on", {}).items():
+            optional = "profiles" in COMPOSE["services"][other]
+            assert condition.get("required", True) is not optional, f"{name} would need {other} where its profile is not chosen"
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert source in COMPOSE["volumes"] or (ROOT / "deploy" / source).exists(), f"{name}: {volume}"
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name} must not be open to the network by itself"
+
+
+def test_every_image_is_pinned_or_built_here():
+    bases = [s["image"] for s in COMPOSE["services"].values() if "build" not in s]
+    for dockerfile in (ROOT / "deploy").rglob("Dockerfile"):
+        bases += re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.M)
+    assert len(bases) >= 4
+    for base in bases:
+        assert re.search(r":[^:]*\d", base), f"{base} would be another program tomorrow"
+
+
+def test_pgpool_is_asked_for_by_its_profile_and_fits_between_the_platform_and_postgresql():
+    folder = ROOT / "deploy" / COMPOSE["services"]["pgpool"]["build"]["context"]
+    assert COMPOSE["services"]["pgpool"]["profiles"] == ["pgpool"]
+    for source in re.findall(r"^COPY (.*) /", (folder / "Dockerfile").read_text(), re.M)[0].split():
+        assert (folder / source).exists()
+    urls = [COMPOSE["x-settings"][f"MLOPS_{name}DATABASE_URL"] for name in ("", "DAGSTER_", "MLFLOW_")]
+    assert all("@${DATABASE_HOST:-postgres}/" in url for url in urls)
+    conf = dict(re.findall(r"^(\w+) = '?([^'#\n]*?)'?\s*(?:#.*)?$", (folder / "pgpool.conf").read_text(), re.M))
+    postgres = COMPOSE["services"]["postgres"]
+    assert (conf["backend_hostname0"], conf["port"]) == ("postgres", "5432")
+    assert "command" not in postgres, "its max_connections is no longer the default 100, of which 3 are the administrator's"
+    assert int(conf["num_init_children"]) * int(conf["max_pool"]) <= 97
 
 
 def test_every_service_gets_settings_that_are_read(monkeypatch, tmp_path):
