@@ -1,10 +1,13 @@
-"""The seven models on real photos of magnetic tiles, from scratch, as configs/tires.yaml has them: land, clean, train, gate, serve.
+"""The seven models on real photos of magnetic tiles, from scratch, within twenty minutes: land, clean, train, gate, serve.
 
-    python benchmarks/tires_accuracy.py [../shared/data/magnetic_tile] [--quick] [--model NAME ...]
+    python benchmarks/tires_accuracy.py [../shared/data/magnetic_tile] [--quick] [--model NAME ...] [--exact-groups]
 
 Peer: the goal of 0.85 for the best that registers, all seven trained within 20 minutes. Every model is exported (which fails when ONNX
 answers differently than torch by more than 1e-4), measured on held-out tiles through the server's predictor, judged by the gate, and asked
 for over HTTP: registered ones answer, refused ones must not.
+
+Whole tiles are held out as configs/tires.yaml finds them: neighbouring numbers and near duplicates are one tile. `--exact-groups` holds out
+by the number in the file's name alone, which no two photos share: exposures of one tile are then on both sides.
 """
 
 from __future__ import annotations
@@ -20,6 +23,18 @@ from _kcbert import platform, real_data, workplace
 
 GOAL, GOAL_MINUTES = 0.85, 20.0
 VERSION = "tiles-1"
+#: What each model gets of the twenty minutes, on two cores with bf16. Of the large ones it is known before that 341 photos are too few.
+_LONG = {"optimizer_type": "adamw", "weight_decay": 0.02, "label_smoothing": 0.05, "early_stopping_patience": 1000, "min_steps": 0}
+_SHORT = {"image_size": 128, "max_minutes": 1.4}
+BUDGET: dict[str, dict[str, Any]] = {
+    "resnet18": _LONG | {"image_size": 128, "epochs": 90, "max_minutes": 8.0},
+    "cnn": _LONG | {"image_size": 192, "epochs": 120, "max_minutes": 3.0, "learning_rate": 0.002},
+    "tinyvgg": _LONG | {"image_size": 128, "epochs": 60, "max_minutes": 2.0},
+    "resnet50": _SHORT,
+    "efficientnet_b0": _SHORT,
+    "efficientnet_b1": _SHORT,
+    "efficientnet_b2": _SHORT,
+}
 
 
 def cleaned(there: Any, config: Any, photos: Path, scratch: Path) -> None:
@@ -80,8 +95,10 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?", help="folders of photos; default $MLOPS_REAL_DATA/magnetic_tile")
     parser.add_argument("--quick", action="store_true", help="two models, a few steps of 64 pixels: shows that it runs")
     parser.add_argument("--model", action="append", help="only these")
+    parser.add_argument("--exact-groups", action="store_true", help="hold out by the number in the name alone (which leaks)")
     given = parser.parse_args()
-    photos = given.photos or (real_data() / "magnetic_tile" if real_data() else None)
+    data = real_data()
+    photos = given.photos or (data / "magnetic_tile" if data else None)
     if photos is None or not photos.is_dir():
         parser.error("no photos: give their folder, or set MLOPS_REAL_DATA to the folder that holds magnetic_tile/")
     logging.basicConfig(level=logging.WARNING)
@@ -93,15 +110,19 @@ def main() -> None:
     from mlops_assets.systems.tires.training import SYSTEM
 
     load = pressure()
-    overrides = {"image_size": 64, "epochs": 4} if given.quick else {}
     with workplace() as folder, platform(folder) as settings:
         ensure_key(settings)
         there = connect(settings)
         config = load_config(TiresConfig, "tires", settings.configs)
         if given.quick:
             config = config.model_copy(update={"register_threshold": {"accuracy": 0.3}})
+        if given.exact_groups:
+            section = config.dataset.model_copy(update={"series_gap": None, "near_duplicate_bits": 0})
+            config = config.model_copy(update={"datasets": {config.project.dataset: section}})
         cleaned(there, config, photos, folder / "scratch")
-        rows = [tried(there, SYSTEM, config, v, overrides) for v in given.model or (("cnn", "tinyvgg") if given.quick else VARIANTS)]
+        chosen = given.model or (("cnn", "tinyvgg") if given.quick else VARIANTS)
+        few = {"image_size": 64, "epochs": 4}
+        rows = [tried(there, SYSTEM, config, name, few if given.quick else BUDGET[name]) for name in chosen]
         if any(row["version"] for row in rows):
             served(there, rows, next(photos.rglob("*.jpg")))
     best = max(rows, key=lambda row: (row["version"] is not None, row["f1"]))
@@ -112,6 +133,7 @@ def main() -> None:
         1.0,
         load=load,
         **{name: best[name] for name in ("variant", "f1", "recall", "missed_defects", "intervals")},
+        exact_groups=given.exact_groups,
         minutes_in_all=round(sum(row["minutes"] for row in rows), 2),
         goal_minutes=GOAL_MINUTES,
         registered=[row["variant"] for row in rows if row["version"]],
