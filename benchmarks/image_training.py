@@ -3,7 +3,7 @@
     python benchmarks/image_training.py [--quick]
 
 The model is tires' resnet18 on photos of 128 pixels in the configured precision. Augmentation, optimizer, schedule, clipping and order of
-batches are the same on both sides, and that both end with the same weights is asserted first. Goal: a step costs at most 10 % more.
+batches are the same on both sides; that both end with the same weights (photos as they are) is asserted first. Goal: at most 10 % more.
 """
 
 from __future__ import annotations
@@ -117,11 +117,14 @@ def main() -> None:
         log_every_step=True,
     )
     validation = image.ImageExamples(photos(BATCH))
+    # Chance out of it, which the two sides draw in another order: both must then end with the same weights.
+    augment, image.augment = image.augment, lambda images: images.float()
     pairs = zip(
         ours(network(), Clocked(few), validation, recipe, threads).state_dict().values(),
         plain(network(), Clocked(few), recipe).state_dict().values(),
         strict=True,
     )
+    image.augment = augment
     difference = max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
     assert difference < 1e-3, f"the two sides do not train alike: weights differ by {difference:.2g}"
 

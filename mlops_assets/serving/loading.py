@@ -42,13 +42,13 @@ class Predictor(Protocol):
 def _text(folder: Path, threads: int) -> Predictor:
     from mlops_assets.serving.text import load_text_predictor
 
-    return load_text_predictor(folder, threads)
+    return load_text_predictor(folder, 1)  # as many rounds run side by side as there are processors (see `batching.py`)
 
 
 def _image(folder: Path, threads: int) -> Predictor:
     from mlops_assets.serving.images import load_image_predictor
 
-    return load_image_predictor(folder, threads)
+    return load_image_predictor(folder, threads)  # a photo is fifty texts' work: all processors share one that comes alone
 
 
 #: kind in bundle.json -> what loads it.

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlops.serving")
 
-#: Of each model: the server runs as many rounds side by side as it has processors (see `batching.py`).
-THREADS = 1
 #: Versions asked for by name that stay loaded, per system.
 NAMED_RESIDENT = 2
 #: Refusals that GET /models remembers, per system.
@@ -97,6 +95,7 @@ class ModelHost:
     Args:
         folder: private to this host: fetched bundles and the state file.
         load_seconds: time limit of a bundle's first load.
+        threads: processors that a model may use.
     """
 
     def __init__(
@@ -109,6 +108,7 @@ class ModelHost:
         folder: Path,
         resident_previous: int = 1,
         load_seconds: float = loading.LOAD_SECONDS,
+        threads: int = 1,
         on_swap: Callable[[Model, Promotion], None] | None = None,
         on_refusal: Callable[[str, Refusal], None] | None = None,
     ) -> None:
@@ -125,6 +125,7 @@ class ModelHost:
         self._state_file = folder / "state.json"
         self._resident_previous = resident_previous
         self._load_seconds = load_seconds
+        self._threads = threads
         self._on_swap = on_swap
         self._on_refusal = on_refusal
         self._lock = threading.RLock()
@@ -270,8 +271,8 @@ class ModelHost:
             folder = self._fetch(receipt)
             tried = self._bundles / f"{digest}.tried"
             if not tried.exists() or tried.read_text(encoding="utf-8") != loading.engine_version():
-                loading.try_in_child(folder, self.system, THREADS, self._load_seconds)
-            predictor = loading.load(folder, self.system, THREADS)
+                loading.try_in_child(folder, self.system, self._threads, self._load_seconds)
+            predictor = loading.load(folder, self.system, self._threads)
             tried.write_text(loading.engine_version(), encoding="utf-8")
         finally:
             self._opening.remove(digest)
@@ -524,6 +525,7 @@ class Follower:
                     folder=self._folder / system,
                     resident_previous=self._settings.resident_previous,
                     load_seconds=self._load_seconds,
+                    threads=self._settings.threads,
                     on_swap=self._on_swap,
                     on_refusal=self._on_refusal,
                 )
