@@ -5,7 +5,6 @@ half (`lifecycle/assets.py`).
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import dataset_versions, key_of, refusal
 from mlops_assets.lifecycle.checks import partitioned_check
+from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import Settings, git_commit
@@ -178,15 +178,6 @@ def failures(context: dg.AssetExecutionContext) -> Iterator[None]:
         raise refusal(context, str(error)) from None
     except versions.DatasetError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
-
-
-@contextmanager
-def scratch_folder(settings: Settings) -> Iterator[Path]:
-    """A folder under the home (not /tmp, which may be small), gone afterwards."""
-    parent = settings.home / "scratch"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def quarantined_rows(engine: "Engine", system: str, version: str) -> list[dict[str, Any]]:

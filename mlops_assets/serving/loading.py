@@ -48,7 +48,7 @@ def _text(folder: Path, threads: int) -> Predictor:
 def _image(folder: Path, threads: int) -> Predictor:
     from mlops_assets.serving.images import load_image_predictor
 
-    return load_image_predictor(folder, threads)  # a photo is fifty texts' work: all processors share one that comes alone
+    return load_image_predictor(folder, threads)  # all processors share a photo that comes alone: users wait for one, not for a batch
 
 
 #: kind in bundle.json -> what loads it.

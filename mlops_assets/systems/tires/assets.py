@@ -19,13 +19,13 @@ from mlops_assets.ingest.assets import (
     dataset_asset,
     failures,
     quarantined_rows,
-    scratch_folder,
     table,
 )
 from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, dataset_versions, key_of, model_lifecycle
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
+from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
