@@ -118,7 +118,7 @@ def main() -> None:
     )
     validation = image.ImageExamples(photos(BATCH))
     # Chance out of it, which the two sides draw in another order: both must then end with the same weights.
-    augment, image.augment = image.augment, lambda images: images.float()
+    augment, image.augment = image.augment, lambda images, how: images.float()
     pairs = zip(
         ours(network(), Clocked(few), validation, recipe, threads).state_dict().values(),
         plain(network(), Clocked(few), recipe).state_dict().values(),

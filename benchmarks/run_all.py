@@ -1,4 +1,7 @@
-"""`make bench`: runs every script of this folder and writes their last lines as a table to benchmarks/RESULTS.md."""
+"""`make bench`: runs every script of this folder and writes their last lines as a table to benchmarks/RESULTS.md.
+
+A figure that is not measured anew keeps its row, with the day, the commit and the processor of its own.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def main() -> int:
         print(f"--- {script.stem}", flush=True)
         figure = run(script, quick=given.quick)
         (figures if figure else failed).append(figure or script.stem)
-    (HERE / "RESULTS.md").write_text(table(figures, quick=given.quick), encoding="utf-8")
+    write([row(figure, quick=given.quick) for figure in figures])
     if failed:
         print(f"failed: {', '.join(failed)}")
     return int(bool(failed))
@@ -57,23 +60,29 @@ def processor() -> str:
     return f"{fields.get('model name', platform.machine())} ({', '.join(has)}), {os.cpu_count()} processors"
 
 
-def table(figures: list[dict[str, Any]], *, quick: bool) -> str:
+def row(f: dict[str, Any], *, quick: bool) -> str:
     shown = ("name", "ours", "peer", "ratio", "goal", "noisy")
-    head = [
-        "# Figures",
-        "",
-        f"Measured {datetime.now(UTC):%F %H:%M} UTC, commit `{git_commit()}`, {processor()}, Python {platform.python_version()}"
-        + (", quick" if quick else "")
-        + ". Each ratio is ours over a named peer in the same run; see the script of that name.",
-        "",
-        "| figure | ours | peer | ratio | goal | more |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows = []
-    for f in figures:
-        more = [*(["noisy machine"] if f.get("noisy") else []), *(f"{name} {value}" for name, value in f.items() if name not in shown)]
-        rows.append(f"| {f['name']} | {f['ours']:g} | {f['peer']:g} | {f['ratio']:g} | {f['goal']:g} | {', '.join(more)} |")
-    return "\n".join([*head, *rows, ""])
+    more = [*(["noisy machine"] if f.get("noisy") else []), *(f"{name} {value}" for name, value in f.items() if name not in shown)]
+    measured = f"{datetime.now(UTC):%F}, `{git_commit()[:7]}`, {processor()}" + (", quick" if quick else "")
+    return f"| {f['name']} | {f['ours']:g} | {f['peer']:g} | {f['ratio']:g} | {f['goal']:g} | {', '.join(more)} | {measured} |"
+
+
+HEAD = (
+    "# Figures",
+    "",
+    "Each ratio is ours over a named peer in the same run; see the script of that name.",
+    "",
+    "| figure | ours | peer | ratio | goal | more | measured |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def write(rows: list[str]) -> None:
+    """The table, `rows` in place of those of the same name."""
+    path = HERE / "RESULTS.md"
+    before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")] if path.exists() else []
+    by_name = {line.split(" | ")[0]: line for line in [*before, *rows] if line != HEAD[4]}
+    path.write_text("\n".join([*HEAD, *sorted(by_name.values()), ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 #: Of the pixels of ImageNet, in 0..1 by channel: what pretrained weights were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROTATION = 30
 #: Brightness and contrast vary by this share.
 LIGHT = 0.1
 #: Rows that are read at once: 64 photos are some megabytes.
@@ -169,8 +168,24 @@ class ImageExamples:
 # --- the classifier -------------------------------------------------------------------------------------------------------------
 
 
-def augment(images: Tensor) -> Tensor:
-    """uint8 [batch, 3, height, width] -> float32. Each is mirrored or not, turned by up to ROTATION degrees, and lighter or darker.
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network is shown. The defaults are the team's transforms.
+
+    Attributes:
+        rotation: in training, a photo is turned by up to so many degrees either way.
+        mirror_vertical: in training, it is mirrored upside down as well as left to right: for what has no upper side.
+        standardize: every photo, also in production, gets mean 0 and deviation 1 of its own instead of ImageNet's: how long and under
+            what lamp it was exposed then says nothing.
+    """
+
+    rotation: float = 30.0
+    mirror_vertical: bool = False
+    standardize: bool = False
+
+
+def augment(images: Tensor, how: Preprocessing) -> Tensor:
+    """uint8 [batch, 3, height, width] -> float32. Each is mirrored or not, turned, and lighter or darker.
 
     From torch's random state. The team's `ColorJitter()` has every range at 0 and changes nothing; LIGHT is what light varies by. The whole
     batch is sampled at once: image by image, torchvision's transforms take longer than a small network's whole step.
@@ -179,10 +194,11 @@ def augment(images: Tensor) -> Tensor:
     from torch.nn.functional import affine_grid, grid_sample
 
     count = len(images)
-    angle = (2 * torch.rand(count) - 1) * math.radians(ROTATION)
-    mirror = 2.0 * torch.randint(0, 2, (count,)) - 1
+    angle = (2 * torch.rand(count) - 1) * math.radians(how.rotation)
+    mirror, flip = (2.0 * torch.randint(0, 2, (2, count)) - 1).unbind(0)
+    flip = flip if how.mirror_vertical else torch.ones(count)
     ratio = images.shape[2] / images.shape[3]  # coordinates are -1..1 on both axes: without it a turn would shear what is not square
-    rows = [angle.cos() * mirror, -angle.sin() * ratio, angle.sin() * mirror / ratio, angle.cos()]
+    rows = [angle.cos() * mirror, -angle.sin() * flip * ratio, angle.sin() * mirror / ratio, angle.cos() * flip]
     still = torch.zeros(count)
     turn = torch.stack([rows[0], rows[1], still, rows[2], rows[3], still], 1).view(count, 2, 3)
     grid = affine_grid(turn.to(images.device), list(images.shape), align_corners=False)
@@ -192,9 +208,9 @@ def augment(images: Tensor) -> Tensor:
     return (((shown - mean) * contrast + mean) * light).clamp(0, 255)
 
 
-def classifier(net: nn.Module, label_smoothing: float = 0.0) -> nn.Module:
+def classifier(net: nn.Module, preprocessing: Preprocessing | None = None, label_smoothing: float = 0.0) -> nn.Module:
     """`net` as `training/trainer.py` wants it: a batch of `ImageExamples` in, `loss` and `logits` out."""
-    made: nn.Module = _classifier_class()(net, label_smoothing)
+    made: nn.Module = _classifier_class()(net, preprocessing or Preprocessing(), label_smoothing)
     return made
 
 
@@ -214,19 +230,26 @@ def _classifier_class() -> type[Any]:
         mean: Tensor
         std: Tensor
 
-        def __init__(self, net: nn.Module, label_smoothing: float) -> None:
+        def __init__(self, net: nn.Module, preprocessing: Preprocessing, label_smoothing: float) -> None:
             super().__init__()
-            self.net, self.label_smoothing = net, label_smoothing
+            self.net, self.preprocessing, self.label_smoothing = net, preprocessing, label_smoothing
             for name, values in (("mean", MEAN), ("std", STD)):
                 self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
         def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
             shown = images.permute(0, 3, 1, 2)
             if self.training and labels is not None:
-                shown = augment(shown)
-            logits = self.net((shown.float() - self.mean) / self.std)
+                shown = augment(shown, self.preprocessing)
+            logits = self.net(self._normalized(shown.float()))
             if labels is None:
                 return {"logits": logits}
             return {"logits": logits, "loss": cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
+
+        def _normalized(self, shown: Tensor) -> Tensor:
+            if not self.preprocessing.standardize:
+                return (shown - self.mean) / self.std
+            shown = shown - shown.mean(dim=(1, 2, 3), keepdim=True)
+            deviation = shown.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+            return shown / deviation.clamp(min=1.0)  # of 255: an empty photo stays empty, its noise is not blown up
 
     return Classifier

@@ -15,6 +15,7 @@ from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.training import image
 
 SIZE = 16
+TURNED = image.Preprocessing()
 
 
 def make_table(folder: Path, splits: dict[str, int], seed: int = 0) -> CleanedTable:
@@ -120,10 +121,10 @@ def test_only_training_changes_photos(cache: image.ImageCache) -> None:
 def test_each_photo_is_changed_on_its_own_and_from_the_random_state_alone() -> None:
     same = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(6, -1, -1, -1)
     torch.manual_seed(1)
-    first = image.augment(same)
-    second = image.augment(same)
+    first = image.augment(same, TURNED)
+    second = image.augment(same, TURNED)
     torch.manual_seed(1)
-    assert image.augment(same).equal(first) and not second.equal(first)
+    assert image.augment(same, TURNED).equal(first) and not second.equal(first)
     assert first.dtype == torch.float32 and len({shown.numpy().tobytes() for shown in first}) == 6
 
 
@@ -132,5 +133,29 @@ def test_a_turned_photo_keeps_its_shapes_and_its_place() -> None:
     wide = torch.zeros(64, 3, 40, 80, dtype=torch.uint8)
     wide[:, :, 18:22, 30:50] = 200
     torch.manual_seed(0)
-    area = (image.augment(wide)[:, 0] > 90).sum(dim=(1, 2)).float()
+    area = (image.augment(wide, TURNED)[:, 0] > 90).sum(dim=(1, 2)).float()
     assert ((area - 80).abs() < 20).all(), "neither sheared nor moved out of the photo"
+
+
+def test_a_photo_is_mirrored_upside_down_only_where_that_is_asked_for() -> None:
+    """Bright above, dark below: without turning, only a vertical mirror changes that."""
+    above = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
+    above[:, :, :8] = 200
+    torch.manual_seed(0)
+    kept = image.augment(above, image.Preprocessing(rotation=0))
+    both = image.augment(above, image.Preprocessing(rotation=0, mirror_vertical=True))
+    assert (kept[:, 0, :8].mean(dim=(1, 2)) > kept[:, 0, 8:].mean(dim=(1, 2))).all()
+    turned = both[:, 0, :8].mean(dim=(1, 2)) < both[:, 0, 8:].mean(dim=(1, 2))
+    assert 16 < int(turned.sum()) < 48
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_standardized_photo_is_the_same_in_any_light(standardize: bool) -> None:
+    """Two exposures of one scene; without standardizing (the control) the network sees two scenes. An empty photo gives no infinity."""
+    model = image.classifier(torch.nn.Flatten(), image.Preprocessing(standardize=standardize)).eval()
+    scene = torch.randint(40, 80, (1, 16, 16, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        dark, bright = model(scene)["logits"], model(2 * scene + 20)["logits"]
+        empty = model(torch.full_like(scene, 7))["logits"]
+    assert torch.allclose(dark, bright, atol=1e-4) == standardize
+    assert torch.isfinite(empty).all()

@@ -97,6 +97,12 @@ class ModelSection(Strict):
     """torchvision's weights by name (`IMAGENET1K_V1`) or a local file; null trains from scratch."""
     image_size: int | None = Field(default=None, ge=32, le=1024)
     """null: the data set's."""
+    rotation: float = Field(default=30.0, ge=0, le=180)
+    """In training, a photo is turned by up to so many degrees either way."""
+    mirror_vertical: bool = False
+    """In training, photos are mirrored upside down as well: for what has no upper side."""
+    standardize: bool = False
+    """Each photo gets mean 0 and deviation 1 of its own instead of ImageNet's: what light it was taken in then says nothing."""
     training: TrainingSection = TrainingSection()
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mlops_assets.serving.images import ImagePredictor
     from mlops_assets.store import ObjectStore
-    from mlops_assets.training.image import ImageCache, Rows
+    from mlops_assets.training.image import ImageCache, Preprocessing, Rows
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ PARAMETER_NAMES: Mapping[str, type] = {
     "sampling_rate": float,
     "image_size": int,
     "pretrained": str,
+    "rotation": float,
+    "mirror_vertical": bool,
+    "standardize": bool,
     "epochs": float,
     "min_steps": int,
     "batch_size": int,
@@ -73,6 +76,7 @@ PARAMETER_NAMES: Mapping[str, type] = {
     "max_minutes": float,
     "bf16": bool,
 }
+PREPROCESSING = ("rotation", "mirror_vertical", "standardize")
 #: The configuration's name -> the parameter's, which is what the team's runs in MLflow have.
 EARLY_STOPPING = {name: f"early_stopping_{name}" for name in ("min_loss", "min_accuracy", "patience", "delta")}
 
@@ -90,6 +94,12 @@ class Choice:
         return self.model.image_size or self.dataset.image_size
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        from mlops_assets.training.image import Preprocessing
+
+        return Preprocessing(**{name: getattr(self.model, name) for name in PREPROCESSING})
+
+    @property
     def targets(self) -> dict[str, float]:
         """The validation figures that must be reached for the model to register; empty: no condition."""
         wanted = {"loss": self.model.training.min_loss, "accuracy": self.model.training.min_accuracy}
@@ -105,6 +115,7 @@ def _flat(config: TiresConfig, variant: str, dataset: str) -> dict[str, Any]:
         "sampling_rate": section.sampling_rate,
         "image_size": model.image_size or section.image_size,
         "pretrained": model.pretrained,
+        **{name: getattr(model, name) for name in PREPROCESSING},
         **training,
     }
 
@@ -130,7 +141,7 @@ def resolve(config: TiresConfig, variant: str, given: Mapping[str, Any]) -> Choi
     def build() -> Choice:
         dataset = config.datasets[flat["dataset"]].model_dump() | {"sampling_rate": flat["sampling_rate"]}
         training = {name: flat[EARLY_STOPPING.get(name, name)] for name in TrainingSection.model_fields}
-        model = {"pretrained": flat["pretrained"], "image_size": flat["image_size"], "training": training}
+        model = {name: flat[name] for name in ("pretrained", "image_size", *PREPROCESSING)} | {"training": training}
         return Choice(DatasetSection.model_validate(dataset), ModelSection.model_validate(model), flat)
 
     flat = override(given, parameters(config, variant), {*PARAMETER_NAMES, "model_name"}, sections)
@@ -172,7 +183,7 @@ def train(context: TrainContext) -> Trained:
     rows, validation = _cached(context, choice, "train", choice.dataset.sampling_rate), _cached(context, choice, "validation")
     torch.manual_seed(context.seed)
     net = _network(context, choice.model.pretrained)
-    classifier = image.classifier(net, choice.model.training.label_smoothing)
+    classifier = image.classifier(net, choice.preprocessing, choice.model.training.label_smoothing)
     log.info("training %s on %d photos, validating on %d", context.variant, len(rows.rows), len(validation.rows))
     fitted, metrics = attempt.fit(context, classifier, image.ImageExamples(rows), image.ImageExamples(validation), _recipe(choice))
     reached = not choice.targets or fitted.stopped == TARGETS_REACHED
@@ -253,7 +264,9 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
     net = models.build(context.variant, len(LABELS))
     _load(net, trained.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    writing.export_image_model(image.classifier(net), folder / "model.onnx", size=choice.image_size, threads=context.threads)
+    writing.export_image_model(
+        image.classifier(net, choice.preprocessing), folder / "model.onnx", size=choice.image_size, threads=context.threads
+    )
     reached = bool(trained.metrics[REACHED])
     _describe(folder, choice.image_size, 1.0, reached)
     judged = _cached(context, choice, "validation")
