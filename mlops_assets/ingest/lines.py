@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,8 +126,18 @@ def sources_of(manifest: Manifest, reader_of: Callable[[str], Reader | None]) ->
             unexpected[name] = (entry, Rejected("unexpected_file", base))
         else:
             found.append(Source(name, entry, reader))
-    # The parent's rows come before the version's own, so that extending never takes a row away.
-    found.sort(key=lambda source: (not source.reader.holdout, source.entry.from_version == manifest.version, source.name))
+    # Rows of a parent come before those of what extends it, so that extending never takes a row away.
+    landed: dict[str, datetime] = {}
+    for entry in manifest.entries:
+        landed[entry.from_version] = min(entry.last_modified, landed.get(entry.from_version, entry.last_modified))
+    found.sort(
+        key=lambda source: (
+            not source.reader.holdout,
+            source.entry.from_version == manifest.version,
+            landed[source.entry.from_version],
+            source.name,
+        )
+    )
     return found, unexpected
 
 

@@ -124,7 +124,7 @@ def _raw_table(rules: Rules) -> Callable[[Sequence[Mapping[str, Any]]], pa.Table
 # --- the rules (Spark) ----------------------------------------------------------------------------------------------------------
 
 
-def turn_away(rows: DataFrame, condition: Column, reason: str) -> DataFrame:
+def turn_away(rows: DataFrame, condition: Column, reason: str | Column) -> DataFrame:
     """`rows` with `reason` for those that survived until now and meet the condition: a row that is turned away takes no other with it."""
     from pyspark.sql import functions as F
 
@@ -140,13 +140,13 @@ def turn_away_repeated(rows: DataFrame, key: Sequence[str], order: Sequence[Colu
     return turn_away(rows.withColumn("nth", F.row_number().over(window)), F.col("nth") > 1, reason).drop("nth")
 
 
-def turn_away_contradicted(rows: DataFrame, label: str, reason: str) -> DataFrame:
-    """Surviving training rows whose group has another `label` as well: nobody can say which is right."""
+def turn_away_contradicted(rows: DataFrame, label: str, reason: str, *, of: str = "group") -> DataFrame:
+    """Surviving training rows whose group (or what else is the same in `of`) has another `label` as well: nobody can say which is right."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     counted = F.when(F.col("reason").isNull() & ~F.col("holdout"), F.col(label))
-    group = Window.partitionBy("group")
+    group = Window.partitionBy(of)
     rows = rows.withColumn("low", F.min(counted).over(group)).withColumn("high", F.max(counted).over(group))
     return turn_away(rows, ~F.col("holdout") & (F.col("low") != F.col("high")), reason).drop("low", "high")
 

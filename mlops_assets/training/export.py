@@ -327,6 +327,19 @@ def int8_quality(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Int8
     return Int8Quality(len(labels), float((ours == theirs).mean()), float((theirs == labels).mean() - (ours == labels).mean()))
 
 
+def int8_quality_of_labels(fp32: np.ndarray, int8: np.ndarray, truth: np.ndarray, say: Callable[[np.ndarray], np.ndarray]) -> Int8Quality:
+    """The same for several labels a row: equal yes and no, and what is lost of LRAP or of F1, whichever is more.
+
+    Args:
+        say: logits -> which labels are said, bool [rows, classes].
+    """
+    from mlops_assets.training.metrics import several_labels, sigmoid
+
+    ours, theirs = say(int8), say(fp32)
+    after, before = several_labels(sigmoid(int8), truth, ours), several_labels(sigmoid(fp32), truth, theirs)
+    return Int8Quality(len(truth), float((ours == theirs).mean()), max(before[name] - after[name] for name in ("lrap", "f1")))
+
+
 def to_int8(
     folder: Path, fp32: np.ndarray, predict_logits: Callable[[], np.ndarray], judge: Callable[[np.ndarray], Int8Quality]
 ) -> tuple[np.ndarray, str]:
