@@ -54,6 +54,7 @@ def from_scratch(section: BertSection, labels: Sequence[str], tokenizer: Tokeniz
         num_hidden_layers=section.layers,
         num_attention_heads=section.attention_heads,
         intermediate_size=section.intermediate_size,
+        initializer_range=section.initializer_range,
         hidden_dropout_prob=section.dropout,
         attention_probs_dropout_prob=section.dropout,
         max_position_embeddings=max_length,

@@ -97,12 +97,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Golden-section search: the loss has one valley in log T.
     """
-    of_logits = (lambda z: log_loss(softmax(z), labels)) if np.ndim(labels) == 1 else (lambda z: binary_log_loss(sigmoid(z), labels))
     low, high = math.log(0.05), math.log(20.0)
     ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_temperature: float) -> float:
-        return of_logits(logits / math.exp(log_temperature))
+        scaled = logits / math.exp(log_temperature)
+        return log_loss(softmax(scaled), labels) if np.ndim(labels) == 1 else binary_log_loss(sigmoid(scaled), labels)
 
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = loss(left), loss(right)

@@ -50,7 +50,7 @@ def data_assets(config: HateSpeechConfig, settings: Settings) -> DataAssets:
         config.project.owners,
         description="One row per accepted comment with its labels and split; every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
-        sources=[Path(module.__file__) for module in (data, texts, lines, masking)],
+        sources=[Path(data.__file__), Path(texts.__file__), Path(lines.__file__), Path(masking.__file__)],
     )
     def cleaned(
         context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource, spark: SparkResource

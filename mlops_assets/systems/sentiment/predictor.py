@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from mlops_assets.serving.registered import NoModel, Version, load_registered
+from mlops_assets.lifecycle.registered import NoModel, Version, load_registered
 from mlops_assets.settings import Settings
 
 __all__ = ["NoModel", "SentimentPredictor"]

@@ -5,11 +5,13 @@ Belongs here: from a version's name to its predictor. Does not belong here: the 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mlops_assets.lifecycle import bundle, promotion
-from mlops_assets.serving.text import TextPredictor, load_text_predictor
 from mlops_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlops_assets.serving.text import TextPredictor
 
 Version = int | Literal["champion", "candidate"]
 
@@ -32,6 +34,7 @@ def load_registered(system: str, version: Version, settings: Settings | None = N
         BadSignature, BadBundle: what the ledger or the store holds is not what was registered.
     """
     from mlops_assets.lifecycle.pipeline import connect
+    from mlops_assets.serving.text import load_text_predictor
 
     settings = settings or load_settings()
     platform = connect(settings)
