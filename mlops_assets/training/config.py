@@ -69,7 +69,7 @@ class BertSection(Strict):
     intermediate_size: int = Field(default=512, ge=16)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     initializer_range: float = Field(default=0.02, gt=0)
-    """Spread of the random weights from scratch. BERT's 0.02 is for 768 wide layers: narrow ones learn sooner with 1 / sqrt(hidden_size)."""
+    """Spread of the random weights from scratch. BERT's 0.02 is for layers 768 wide: narrow ones learn sooner with 1 / sqrt(width)."""
     unfrozen_layers: int | None = None
     """How many of the last encoder layers train when fine-tuning; null: all. Embeddings train only when all do."""
     word_dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -76,7 +76,8 @@ def test_comments_in_a_model_per_label_out_and_the_next_goes_on_from_it(small, e
     with engine.connect() as connection:
         held = connection.execute(text("SELECT count(*) FROM comment WHERE source = 'unsmile/valid'")).scalar_one()
         labelled = connection.execute(text("SELECT count(*) FROM comment_label WHERE origin = 'dataset' AND source = 'unsmile/valid'"))
-        assert held == labelled.scalar_one() == 600
+        assert held == 300, "a source's line is one comment, whichever version said it last"
+        assert labelled.scalar_one() > 300, "what was said of it before stays"
 
     # Served, under its own rule.
     with TestClient(create_app(small, "champion")) as client:

@@ -311,7 +311,7 @@ _ARRIVED: Final = (
     f"SELECT source, id, content_hash, text, at, at, moderation FROM arrived a WHERE {_NEWEST} "
     "ON CONFLICT (source, id) DO UPDATE SET content_hash = excluded.content_hash, text = excluded.text, updated_at = excluded.updated_at, "
     "moderation = excluded.moderation, deleted_at = NULL "
-    "WHERE (c.content_hash, c.moderation, c.deleted_at) IS DISTINCT FROM (excluded.content_hash, excluded.moderation, NULL)",
+    "WHERE excluded.updated_at > c.updated_at OR c.deleted_at IS NOT NULL",
 )
 
 
