@@ -123,7 +123,7 @@ def _comment(rng: random.Random) -> tuple[str, frozenset[str]]:
     return f"{names} {rng.choice(_HOSTILE)}", frozenset({first})
 
 
-def write_comments(folder: Path, *, train: int = 3000, valid: int = 600, seed: int = 7, bad: bool = False) -> None:
+def write_comments(folder: Path, *, train: int = 2200, valid: int = 500, seed: int = 7, bad: bool = False) -> None:
     """`unsmile_train_v1.0.tsv` and `unsmile_valid_v1.0.tsv` in UnSmile's form: several labels a row, learnable, with a few dirty rows at
     the end of the first.
 
