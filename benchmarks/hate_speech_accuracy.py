@@ -28,7 +28,7 @@ def cleaned(folder: Path, target: Path, limit: int | None) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mlops_assets.ingest.texts import _unit
+    from mlops_assets.ingest.texts import unit_of
     from mlops_assets.settings import load_config, load_settings
     from mlops_assets.systems.hate_speech import data
     from mlops_assets.systems.hate_speech.config import JOINT, HateSpeechConfig
@@ -51,7 +51,7 @@ def cleaned(folder: Path, target: Path, limit: int | None) -> int:
                 held_out.add(group)
             elif group in held_out:
                 continue
-            split = "holdout" if reader.holdout else "validation" if _unit(group) < section.validation_fraction else "train"
+            split = "holdout" if reader.holdout else "validation" if unit_of(group) < section.validation_fraction else "train"
             labels = row["labels"].split(JOINT)
             rows.append({"id": f"{row['comment']}#{number}", "labels": labels, "split": split, **{k: row[k] for k in ("text", "names")}})
     pq.write_table(pa.Table.from_pylist(rows), target / "part-0.parquet")

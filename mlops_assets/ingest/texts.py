@@ -91,7 +91,7 @@ def group_of(text: str) -> bytes:
     return hashlib.sha256(normalized(text).encode()).digest()
 
 
-def _unit(group: bytes) -> float:
+def unit_of(group: bytes) -> float:
     """Where a group falls in [0, 1): the same in every version, on every machine."""
     return int.from_bytes(group[:6], "big") / (1 << 48)
 
@@ -115,7 +115,7 @@ def _raw_table(rules: Rules) -> Callable[[Sequence[Mapping[str, Any]]], pa.Table
 
     def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         groups = [rules.group_of(row[rules.text]) for row in rows]
-        made = [{**row, "group": group.hex(), "unit": _unit(group)} for row, group in zip(rows, groups, strict=True)]
+        made = [{**row, "group": group.hex(), "unit": unit_of(group)} for row, group in zip(rows, groups, strict=True)]
         return pa.Table.from_pylist(made, schema=schema)
 
     return table_of
