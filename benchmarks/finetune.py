@@ -23,9 +23,9 @@ from _common import pressure, report
 from _kcbert import reviews, vocabulary
 
 from mlops_assets.settings import load_settings
-from mlops_assets.systems.sentiment import model as kcbert
-from mlops_assets.systems.sentiment.config import ModelSection
+from mlops_assets.training import bert as kcbert
 from mlops_assets.training import metrics, text, trainer
+from mlops_assets.training.config import BertSection
 
 BATCH = 32
 LENGTH = 128
@@ -104,7 +104,7 @@ def peer(net: torch.nn.Module, rows: list[list[int]], steps: int, *, tuned: bool
     return stamps.rate()
 
 
-def ours(net: torch.nn.Module, examples: text.TextExamples, section: ModelSection, tokenizer: Any, threads: int) -> float:
+def ours(net: torch.nn.Module, examples: text.TextExamples, section: BertSection, tokenizer: Any, threads: int) -> float:
     stamps = Stamps(len(examples) // BATCH)
 
     class Stamped:
@@ -156,7 +156,7 @@ def main() -> None:
     torch.manual_seed(0)
     base = BertForSequenceClassification(BertConfig(vocab_size=30_000, max_position_embeddings=300, num_labels=2))
     difference = same_answers(base, examples)
-    section = ModelSection(word_dropout=0.0, guess_weight=0.0)
+    section = BertSection(word_dropout=0.0, guess_weight=0.0)
     mine, tuned, documented = [], [], []
     for _ in range(rounds):
         mine.append(ours(copy.deepcopy(base), examples, section, tokenizer, threads))

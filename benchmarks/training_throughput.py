@@ -21,8 +21,8 @@ from _common import interleave, pressure, report
 from _kcbert import reviews
 
 from mlops_assets.settings import REPOSITORY, load_config, load_settings
-from mlops_assets.systems.sentiment import model as kcbert
 from mlops_assets.systems.sentiment.config import SentimentConfig
+from mlops_assets.training import bert as kcbert
 from mlops_assets.training import metrics, text, trainer
 
 WARM = 10
@@ -117,7 +117,7 @@ def main() -> None:
 
     def network(chosen: Any) -> torch.nn.Module:
         torch.manual_seed(0)
-        return kcbert.trainable(kcbert.from_scratch(chosen, tokenizer, 48), chosen, tokenizer)
+        return kcbert.trainable(kcbert.from_scratch(chosen, ("부정", "긍정"), tokenizer, 48), chosen, tokenizer)
 
     # Without dropout no random number is drawn, so both sides must end with the same weights.
     still = section.model_copy(update={"dropout": 0.0, "word_dropout": 0.0, "guess_weight": 0.0})

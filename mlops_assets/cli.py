@@ -218,6 +218,7 @@ def train(
     sampling_rate: float | None = None,
     unfrozen_layers: int | None = None,
     seed: int | None = None,
+    params: Annotated[Path | None, Parameter(help="A params.yaml (parameters, variant, seed); options go over it.")] = None,
     as_json: Json = False,
     **parameters: str,
 ) -> None:
@@ -226,28 +227,40 @@ def train(
     Any other parameter of the system is an option too, such as --image-size 128.
     """
     from mlops_assets.jobs import run_job
-    from mlops_assets.lifecycle.pipeline import parameters_of
+    from mlops_assets.lifecycle.clients import Given, read_parameters
+    from mlops_assets.lifecycle.pipeline import NoParent, parameters_of, parent_of
 
     found, config, settings = _system(system)
-    given = {
-        name: value
-        for name, value in {
-            "model_type": model_type,
-            "optimizer_type": optimizer_type,
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "max_length": max_length,
-            "sampling_rate": sampling_rate,
-            "unfrozen_layers": unfrozen_layers,
-        }.items()
-        if value is not None
-    } | _typed(found, parameters)
+    read = read_parameters(params, system) if params else Given({})
+    model_type = model_type or read.variant
+    seed = read.seed if seed is None else seed
+    given = (
+        _checked(found, read.parameters)
+        | {
+            name: value
+            for name, value in {
+                "model_type": model_type,
+                "optimizer_type": optimizer_type,
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "batch_size": batch_size,
+                "max_length": max_length,
+                "sampling_rate": sampling_rate,
+                "unfrozen_layers": unfrozen_layers,
+            }.items()
+            if value is not None
+        }
+        | _typed(found, parameters)
+    )
     variant = ""
     if len(found.variants) > 1:  # each model has assets of its own; the others are left alone
         variant = found.variant_of(str(given.pop("model_type", config.project.model)))
     parameters_of(found, config, variant, given)  # a bad name or value must not cost a run
     _known_version(settings, system, dataset_version)
+    try:
+        parent_of(_platform(settings), found, variant, dataset_version)
+    except NoParent as error:
+        raise Stop(1, f"nothing to train: {error}") from None
     op = "__".join(part for part in (system, variant, "trained_model") if part)
     run_config = {"ops": {op: {"config": {**given, **({"seed": seed} if seed is not None else {})}}}}
     layers = [(system, "dataset"), (system, "cleaned"), (system, variant, "trained_model"), (system, variant, "evaluation_report")]
@@ -273,6 +286,19 @@ def train(
     _print_result(result, as_json)
     if not as_json:
         print(f"passed: {outcome.reason or 'meets register_threshold'}; materialize registered_model to register it")
+
+
+def _checked(system: ModelSystem, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters from a file, whose values have types already; null is what the configuration says."""
+    from mlops_assets.lifecycle.pipeline import check_names
+
+    check_names(system, given)
+    for name, value in given.items():
+        kind = system.parameter_names[name]
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if value is not None and (not fits or (isinstance(value, bool) and kind is not bool)):
+            raise Stop(2, f"{name} is {value!r} in the file: give a value of type {kind.__name__}")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _typed(system: ModelSystem, given: Mapping[str, str]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 #: Folder of a real data set (the layout that `make run DATA=dir` takes) -> its system.
-FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires"}
+FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires", "unsmile": "hate_speech"}
 
 #: Asked of the server when the first champion is there; a system that is not here is asked about the first photo of what was landed.
-QUESTIONS = {"sentiment": "배우들 연기 정말 재미있었어요"}
+QUESTIONS = {"sentiment": "배우들 연기 정말 재미있었어요", "hate_speech": "요즘 외국인들 모임에 다녀왔다"}
 PHOTOS = (".jpg", ".jpeg", ".png")
 
 #: Of several models on one version, the one that came furthest is the version's outcome.
@@ -55,7 +55,12 @@ class Landing:
 
 
 #: What `--demo` lands: system, version, source (generated), whether it is deliberately bad.
-SAMPLES = (("sentiment", "demo-1", None, False), ("sentiment", "demo-bad", None, True), ("tires", "demo-tires-1", None, False))
+SAMPLES = (
+    ("sentiment", "demo-1", None, False),
+    ("sentiment", "demo-bad", None, True),
+    ("tires", "demo-tires-1", None, False),
+    ("hate_speech", "demo-comments-1", None, False),
+)
 
 
 class Demo:
@@ -183,6 +188,8 @@ class Demo:
         folder.mkdir(parents=True, exist_ok=True)
         if landing.system == "tires":
             sample_data.write_tires(folder, bad=landing.bad)
+        elif landing.system == "hate_speech":
+            sample_data.write_comments(folder, bad=landing.bad)
         else:
             sample_data.write_reviews(folder, bad=landing.bad)
         return folder

@@ -82,6 +82,81 @@ def write_reviews(folder: Path, *, train: int = 2500, test: int = 500, seed: int
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+# --- comments -----------------------------------------------------------------------------------------------------------------
+
+#: Label, as UnSmile spells it -> how a comment names the group. Nothing in these sentences was ever written by a person.
+_GROUPS: Final = {
+    "여성/가족": _words("여자들,엄마들,아줌마들,며느리들"),
+    "남성": _words("남자들,아빠들,아저씨들,남편들"),
+    "성소수자": _words("동성애자들,성소수자들,퀴어들"),
+    "인종/국적": _words("외국인들,일본인들,중국인들,난민들"),
+    "연령": _words("노인들,중학생들,어르신들,청소년들"),
+    "지역": _words("전라도 사람들,경상도 사람들,부산 사람들,충청도 사람들"),
+    "종교": _words("교회 사람들,스님들,무슬림들,기독교인들"),
+    "기타 혐오": _words("기자들,경찰들,공무원들,의사들"),
+}
+_HOSTILE: Final = _words(
+    "죄다 내쫓아야 한다,하는 짓이 역겹다,없어져야 할 족속이다,수준이 밑바닥이다,믿으면 바보다,나라를 망친다,꼴도 보기 싫다"
+)
+_FRIENDLY: Final = _words("참 친절하다,이야기를 들었다,행사에 왔다,고생이 많다,인터뷰를 봤다,모임에 다녀왔다,응원한다,생각이 궁금하다")
+_ABUSE: Final = _words("닥치고 꺼져라,머리가 텅 비었네,헛소리 작작 해라,한심해서 토 나온다,쓰레기 같은 글이네,입만 열면 개소리네")
+_PLAIN: Final = _words(
+    "오늘 날씨가 좋다,점심은 국수였다,버스가 늦게 왔다,새 드라마를 봤다,정책이 궁금하다,사진이 잘 나왔다,다음 편이 기다려진다"
+)
+
+
+def _comment(rng: random.Random) -> tuple[str, frozenset[str]]:
+    """One comment with its labels. A group's name alone decides nothing: as often as not something friendly is said of it."""
+    kind = rng.random()
+    if kind < 0.2:
+        return rng.choice(_ABUSE), frozenset({"악플/욕설"})
+    if kind < 0.3:
+        return rng.choice(_PLAIN), frozenset({"clean"})
+    first, second = rng.sample(sorted(_GROUPS), 2)
+    names = rng.choice(_GROUPS[first])
+    if kind < 0.5:
+        return f"{names} {rng.choice(_FRIENDLY)}", frozenset({"clean"})
+    if kind < 0.65:
+        return f"{names}이나 {rng.choice(_GROUPS[second])}이나 {rng.choice(_HOSTILE)}", frozenset({first, second})
+    if kind < 0.75:
+        return f"{names} {rng.choice(_HOSTILE)} {rng.choice(_ABUSE)}", frozenset({first, "악플/욕설"})
+    return f"{names} {rng.choice(_HOSTILE)}", frozenset({first})
+
+
+def write_comments(folder: Path, *, train: int = 2200, valid: int = 500, seed: int = 7, bad: bool = False) -> None:
+    """`unsmile_train_v1.0.tsv` and `unsmile_valid_v1.0.tsv` in UnSmile's form: several labels a row, learnable, with a few dirty rows at
+    the end of the first.
+
+    Args:
+        bad: the labels are shuffled: no model can learn from them, so the gate must refuse it. Its texts are other ones, too.
+    """
+    rng = random.Random(seed + 1_000 * bad)
+    rows: dict[str, frozenset[str]] = {}
+    while len(rows) < train + valid:
+        said, labels = _comment(rng)
+        opening = (
+            rng.choice(_words("나쁜,이런,그런,저런,요즘,진짜,다들,역시"))
+            if bad
+            else rng.choice(_words("솔직히,근데,그래도,어제,내 생각엔,가끔,정말,아무튼"))
+        )
+        rows[f"{opening} {said} {rng.choice(_words('ㅋㅋ,ㅎㅎ,ㅠㅠ,...,!!,ㅇㅇ'))}{rng.randint(1, 999)}번째"] = labels
+    labels_of = list(rows.values())
+    if bad:
+        rng.shuffle(labels_of)
+    columns = [*_GROUPS, "악플/욕설", "clean"]
+    lines = [
+        "\t".join([text, *("1" if column in labels else "0" for column in columns), "1" if rng.random() < 0.02 else "0"])
+        for text, labels in zip(rows, labels_of, strict=True)
+    ]
+    learn, measure = lines[:train], lines[train:]
+    none = "\t".join(["0"] * 11)
+    dirty = [learn[0], f"라벨이 없는 댓글\t{none}", f"\t{none[:-2]}\t1", "탭이 모자란 줄\t0\t1", learn[1].rsplit("\t", 2)[0] + "\t2\t0"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("unsmile_train_v1.0.tsv", [*learn, *dirty]), ("unsmile_valid_v1.0.tsv", measure)):
+        header = "\t".join(["문장", *columns, "개인지칭"])
+        (folder / name).write_text("\n".join([header, *content]) + "\n", encoding="utf-8")
+
+
 # --- photos of tires ------------------------------------------------------------------------------------------------------------
 
 _SIDE: Final = 96

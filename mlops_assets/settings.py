@@ -247,6 +247,13 @@ class MonitoringPolicy(Strict):
     """Truths that came within so many hours count."""
 
 
+class ClientFiles(Strict):
+    """Files in the store for clients that read no ledger."""
+
+    state_dict: bool = False
+    """Per registered version `params.yaml` and `model.pt`, and `latest_model.yaml` for the champion, under `clients/<system>/`."""
+
+
 class ProjectSection(Strict):
     """What the system is called, who owns it, and which data set and model it uses by default."""
 
@@ -268,6 +275,7 @@ class SystemConfig(Strict):
     """Metric name -> the least (for a loss: the most) that may be registered."""
     promotion: PromotionPolicy = PromotionPolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()
+    clients: ClientFiles = ClientFiles()
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:

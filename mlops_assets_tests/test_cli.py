@@ -152,3 +152,19 @@ def test_old_times_are_utc(run, world):
     world.registrar().produce(version=1, reason="x")
     naive = (datetime.now(UTC) - timedelta(hours=1)).replace(tzinfo=None).isoformat()
     assert json.loads(run("history", "sentiment", "--at", naive, "--json")[1])["champion"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("parameters: {epoch: 3}\n", "hate_speech has no parameter epoch: choose from"),
+        ("parameters: {epochs: three}\n", "epochs is 'three' in the file: give a value of type float"),
+        ("epochs: 3\n", "epochs is unknown"),
+        ("variant: resnet\nparameters: {}\n", "지원되지 않는 모델 타입입니다.: resnet"),
+        ("variant: anew\nseed: 7\nparameters: {epochs: 2, pretrained: null}\n", "mlops land hate_speech PATH --dataset-version v9"),
+    ],
+)
+def test_a_params_yaml_is_checked_before_anything_runs(run, tmp_path, content, message):
+    (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
+    code, _, last = run("train", "hate_speech", "--dataset-version", "v9", "--params", tmp_path / "params.yaml")
+    assert code == 2 and message in last

@@ -64,7 +64,7 @@ def test_the_demo_has_failed_unless_the_good_one_passed_and_the_bad_one_did_not(
     demo = Demo.of(settings, sample=True, data=None)
     bad_ones = [(landing.system, landing.version) for landing in demo.landings if landing.bad]
     assert bad_ones == [("sentiment", "demo-bad")] and {landing.system for landing in demo.landings} == set(SYSTEMS)
-    for landing, outcome in zip(demo.landings, (good, bad, "promoted"), strict=True):
+    for landing, outcome in zip(demo.landings, (good, bad, "promoted", "promoted"), strict=True):
         landing.outcome = outcome
     assert demo.done and demo.failed is failed
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 METRICS = ("F1", "Accuracy", "Precision", "Recall", "Loss")
-EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요"}
+EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요", "hate_speech": "오늘 날씨가 좋다"}
 #: Systems that are asked with photos.
 OF_PHOTOS = frozenset({"tires"})
 

@@ -1,4 +1,4 @@
-"""The data half's common part as Dagster definitions: the asset `dataset` of every system, and what shells of data assets need.
+"""A system as Dagster definitions: the asset `dataset` of every system, what shells of data assets need, and both halves put together.
 
 Belongs here: what is the same whatever a row is. Does not belong here: any rule (`lifecycle/dataset.py`, the systems' `data.py`), the model
 half (`lifecycle/assets.py`).
@@ -13,23 +13,57 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import dataset_versions, key_of, refusal
+from mlops_assets.lifecycle.assets import dataset_versions, key_of, model_lifecycle, refusal
 from mlops_assets.lifecycle.checks import partitioned_check
+from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import scratch_folder
+from mlops_assets.lifecycle.system import ModelSystem
+from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import Settings, git_commit
+from mlops_assets.settings import Settings, git_commit, load_config
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from mlops_assets.ingest.rows import Account, Cleaned, Violation
+    from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.store import ObjectStore
 
     Contract = Callable[[ObjectStore, Engine, str, Path], tuple[int, Sequence[Violation]]]
 
 SHOWN = 20
+
+
+DataAssets = list[dg.AssetsDefinition | dg.AssetChecksDefinition]
+
+
+def system_definitions(
+    system: ModelSystem,
+    settings: Settings,
+    open_platform: "Callable[[], Platform]",
+    data_assets: Callable[[Any, Settings], DataAssets],
+) -> dg.Definitions:
+    """Everything of a system: its data assets, the common model half, its jobs and its sensors.
+
+    Args:
+        data_assets: (config, settings) -> `dataset`, `cleaned` and its checks.
+
+    Raises:
+        SettingsError: the system's configuration is wrong; the message says where.
+    """
+    config = load_config(system.config_type, system.name, settings.configs)
+    model = model_lifecycle(system, config, open_platform, owners=config.project.owners)
+    return dg.Definitions(
+        assets=[*data_assets(config, settings), *model.assets, *model.checks],
+        jobs=lifecycle_jobs(system, config, open_platform),
+        sensors=[
+            landing_sensor(system.name, f"{system.name}_pipeline", settings),
+            *live_sensors(system.name, config.monitoring, open_platform),
+        ],
+    )
 
 
 class DatasetConfig(dg.Config):
@@ -81,6 +115,23 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
         )
 
     return dataset
+
+
+def cleaned_asset(
+    dataset: dg.AssetsDefinition, owners: Sequence[str], *, description: str, kinds: set[str], sources: Sequence[Path]
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Decorates what makes `cleaned` of `dataset`. `sources`: the files whose text is its code version."""
+    system = dataset.key.path[0]
+    return dg.asset(
+        key=key_of(system, "", "cleaned"),
+        deps=[dataset],
+        description=description,
+        kinds=kinds,
+        code_version=code_version(*sources),
+        group_name=system,
+        partitions_def=dataset_versions(system),
+        owners=list(owners) or None,
+    )
 
 
 def cleaned_checks(

@@ -82,21 +82,28 @@ class _Half:
     def trained_model(self) -> dg.AssetsDefinition:
         from mlops_assets.lifecycle.pipeline import code_version
 
-        def trained_model(context: dg.AssetExecutionContext, config: dg.Config) -> dg.MaterializeResult[None]:
+        def trained_model(context: dg.AssetExecutionContext, config: dg.Config) -> Iterator[dg.MaterializeResult[None]]:
             from mlops_assets.lifecycle import pipeline
 
             given = config.model_dump()
-            done = pipeline.train(
-                self.open_platform(),
-                self.system,
-                self.config,
-                variant=self.variant,
-                dataset_version=context.partition_key,
-                run_id=context.run.run_id,
-                overrides={name: value for name, value in given.items() if name != "seed"},
-                seed=given["seed"],
-                say=context.log.info,
-            )
+            try:
+                done = pipeline.train(
+                    self.open_platform(),
+                    self.system,
+                    self.config,
+                    variant=self.variant,
+                    dataset_version=context.partition_key,
+                    run_id=context.run.run_id,
+                    overrides={name: value for name, value in given.items() if name != "seed"},
+                    seed=given["seed"],
+                    say=context.log.info,
+                )
+            except pipeline.NoParent as error:
+                # Left unmaterialized, and what stands on it is skipped in a green run; the asset's page says why.
+                context.log.warning(f"skipped: {error}")
+                skipped = {"skipped": str(error), "건너뜀": "이어서 학습할 운영 모델이 없습니다."}
+                context.log_event(dg.AssetObservation(self.key("trained_model"), partition=context.partition_key, metadata=skipped))
+                return
             attempt = done.attempt
             self.put_value(context, "trained_model", {"attempt_id": attempt.id})
             metadata: dict[str, Any] = {
@@ -115,7 +122,7 @@ class _Half:
                 metadata["mlflow_run"] = dg.MetadataValue.url(done.run.link)
             if done.trained.resumed_from_step is not None:
                 metadata["resumed_from_step"] = done.trained.resumed_from_step
-            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(attempt.bundle_sha256))
+            yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(attempt.bundle_sha256))
 
         # The launchpad's form differs by system, so its type is known only here.
         trained_model.__annotations__["config"] = training_config(self.system)
@@ -129,6 +136,7 @@ class _Half:
             kinds={"torch", "onnx", "mlflow"},
             code_version=code_version(self.system, self.variant),
             pool=TRAINING_POOL,
+            output_required=self.variant not in self.system.from_champion,
         )
         return decorate(trained_model)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
-from mlops_assets.lifecycle import outbox, promotion
+from mlops_assets.lifecycle import clients, outbox, promotion
 from mlops_assets.lifecycle.promotion import Receipt
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ def hand_out(platform: Platform) -> int:
     """Everything in the outbox to whoever is there: people hear of things also where MLflow is not set."""
     from mlops_assets.monitoring.alerts import notifier
 
-    notify = notifier(platform.settings)
-    if platform.tracking.uri is None:
-        return outbox.deliver(platform.engine, _people(notify))
-    return Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path).deliver(notify)
+    receivers = {**_people(notifier(platform.settings)), clients.TOPIC: clients.receiver(platform)}
+    if platform.tracking.uri is not None:
+        receivers |= Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path).receivers()
+    return outbox.deliver(platform.engine, receivers)
 
 
 def _people(notify: Callable[[str], None]) -> dict[str, outbox.Receiver]:
@@ -51,8 +51,10 @@ class Mirror:
 
     def deliver(self, notify: Callable[[str], None], *, limit: int = 100) -> int:
         """Hand out what waits in the outbox, to MLflow and to people; returns how many rows were taken. See `outbox.deliver`."""
-        receivers = {"mlflow.version": self._hear_of_version, "mlflow.aliases": self._hear_of_aliases, **_people(notify)}
-        return outbox.deliver(self.engine, receivers, limit=limit)
+        return outbox.deliver(self.engine, {**self.receivers(), **_people(notify)}, limit=limit)
+
+    def receivers(self) -> dict[str, outbox.Receiver]:
+        return {"mlflow.version": self._hear_of_version, "mlflow.aliases": self._hear_of_aliases}
 
     def _hear_of_version(self, payload: Mapping[str, Any]) -> None:
         with self.engine.connect() as connection:

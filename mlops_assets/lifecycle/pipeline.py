@@ -76,6 +76,19 @@ class UnknownParameter(ValueError):
     """A training parameter that the system does not have. The message lists the choices."""
 
 
+class NoParent(LookupError):
+    """There is no champion that this training could go on from: nothing is wrong, and nothing is trained. The message says why."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A champion whose fp32 weights a training goes on from."""
+
+    version: int
+    dataset_version: str
+    bundle_sha256: str
+
+
 def code_version(system: ModelSystem, variant: str) -> str:
     """Changes when, and only when, the text of the variant's own sources does."""
     digest = hashlib.sha256()
@@ -113,15 +126,17 @@ def context_of(
     table: CleanedTable,
     parameters: Mapping[str, Any],
     seed: int,
+    parent: Parent | None = None,
 ) -> TrainContext:
     """One training as its system takes it, with the fingerprint and the folder that are its own. It logs to nobody yet."""
-    identity = {
+    identity: dict[str, Any] = {
         "system": system.name,
         "variant": variant,
         "manifest": table.manifest_sha256,
         "parameters": dict(parameters),
         "seed": seed,
         "code": code_version(system, variant),
+        **({"parent": parent.bundle_sha256} if parent else {}),
     }
     fingerprint = hashlib.sha256(canonical(identity).encode()).hexdigest()
     workdir = workdir_of(settings, fingerprint)
@@ -135,7 +150,11 @@ def context_of(
         seed=seed,
         fingerprint=fingerprint,
         workdir=workdir,
-        log_dir=settings.home / "tensorboard" / system.name / table.dataset_version / (variant or fingerprint[:8]),
+        log_dir=settings.home
+        / "tensorboard"
+        / system.name
+        / table.dataset_version
+        / "-".join(part for part in (variant, fingerprint[:8]) if part),
         log_metrics=lambda metrics, step: None,
         threads=settings.threads,
     )
@@ -143,6 +162,53 @@ def context_of(
 
 def workdir_of(settings: Settings, fingerprint: str) -> Path:
     return settings.home / "training" / fingerprint[:16]
+
+
+def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_version: str) -> Parent | None:
+    """The champion that a training of `variant` goes on from; None for a variant that begins anew.
+
+    Raises:
+        NoParent: there is no champion, or its data is not part of `dataset_version`.
+    """
+    from sqlalchemy import text
+
+    if variant not in system.from_champion:
+        return None
+    with platform.engine.connect() as connection:
+        champion, _ = promotion.latest_verified(connection, system.name, "champion", platform.settings.public_keys_path)
+        if champion is None:
+            raise NoParent(f"{system.name} has no champion yet that {variant} could go on from")
+        ancestors = connection.execute(
+            text(
+                "WITH RECURSIVE line AS (SELECT version, parent FROM dataset_version WHERE system = :s AND version = :v UNION "
+                "SELECT d.version, d.parent FROM dataset_version d JOIN line ON d.version = line.parent WHERE d.system = :s) "
+                "SELECT version FROM line"
+            ),
+            {"s": system.name, "v": dataset_version},
+        ).scalars()
+        if champion.dataset_version not in set(ancestors):
+            raise NoParent(
+                f"{dataset_version} does not extend {champion.dataset_version}, on which the champion v{champion.version} was trained: "
+                f"{variant} has nothing to go on from"
+            )
+    return Parent(champion.version, champion.dataset_version, champion.bundle_sha256)
+
+
+def fetch_weights(store: ObjectStore, bundle_sha256: str, folder: Path) -> Path:
+    """The fp32 weights that `train` kept beside a bundle.
+
+    Raises:
+        FileNotFoundError: they are gone.
+    """
+    prefix = f"weights/{bundle_sha256}"
+    found = [info.key for info in store.list(prefix)]
+    if not found:
+        raise FileNotFoundError(f"the fp32 weights of bundle {bundle_sha256[:12]} are not in the store ({store.uri(prefix)})")
+    for key in found:
+        target = folder / key.removeprefix(f"{prefix}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(key, target)
+    return folder
 
 
 def train(
@@ -161,14 +227,21 @@ def train(
 
     A killed training leaves its checkpoints under the fingerprint; the same call again resumes from them. The bundle and the fp32 weights
     are in the store before the attempt's row is written, so that a row never names bytes that are not there.
+
+    Raises:
+        NoParent: the variant goes on from the champion, and there is none to go on from.
     """
     settings = platform.settings
+    parent = parent_of(platform, system, variant, dataset_version)
     parameters = parameters_of(system, config, variant, overrides or {})
     seed = config.project.seed if seed is None else seed
     with one_training_at_a_time(settings, say), scratch_folder(settings) as scratch:
         table = system.open_table(platform.store, platform.engine, dataset_version, scratch / "table")
         code = code_version(system, variant)  # of now: somebody may edit the files while this trains
-        context = context_of(settings, system, config, variant=variant, table=table, parameters=parameters, seed=seed)
+        context = context_of(settings, system, config, variant=variant, table=table, parameters=parameters, seed=seed, parent=parent)
+        if parent is not None:
+            say(f"going on from the champion v{parent.version} ({parent.dataset_version})")
+            context = replace(context, parent=fetch_weights(platform.store, parent.bundle_sha256, scratch / "parent"))
         fingerprint, workdir = context.fingerprint, context.workdir
         run = platform.tracking.start(
             system.name,
@@ -205,7 +278,7 @@ def train(
             git_commit=git_commit(),
             seed=seed,
             fingerprint=fingerprint,
-            parent_bundle_sha256=None,
+            parent_bundle_sha256=parent.bundle_sha256 if parent else None,
             bundle_sha256=digest,
             bundle_files=files,
             metrics=dict(trained.metrics),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
 from mlops_assets.database import lock
-from mlops_assets.lifecycle import ledger, outbox, promotion
+from mlops_assets.lifecycle import clients, ledger, outbox, promotion
 from mlops_assets.lifecycle.bundle import digest_of
 from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide
 from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
@@ -271,6 +271,7 @@ class Registrar:
             },
         )
         outbox.put(connection, "mlflow.version", {"system": self.system, "version": version})
+        self._tell_clients(connection, version, promoted=False)
         if verdict.outcome == "registered":  # a promotion is told by itself
             outbox.tell(connection, f"registered: {self.system} v{version} ({attempt.origin}): {verdict.sentence}", verdict.sentence_ko)
         found = promotion.receipt(connection, self.system, version)
@@ -314,6 +315,10 @@ class Registrar:
             "at": at.isoformat(),
         }
 
+    def _tell_clients(self, connection: Connection, version: int, *, promoted: bool) -> None:
+        if self.config.clients.state_dict:
+            outbox.put(connection, clients.TOPIC, {"system": self.system, "version": version, "promoted": promoted})
+
     def _append(
         self, connection: Connection, receipt: Receipt, channel: Channel, kind: str, reason: str, korean: str | None = None
     ) -> Promotion:
@@ -346,6 +351,8 @@ class Registrar:
             {**body, "payload": payload, "signature": self._signer.sign(payload), "key_id": self._signer.key_id, "at": at},
         )
         outbox.put(connection, "mlflow.aliases", {"system": self.system, "version": receipt.version})
+        if channel == "champion":
+            self._tell_clients(connection, receipt.version, promoted=True)
         words, default = TOLD[kind]
         origin = ", ".join(part for part in (receipt.variant, receipt.dataset_version) if part)
         outbox.tell(connection, f"{words}: {self.system} v{receipt.version} ({origin}) by {self.actor}: {reason}", korean or default)

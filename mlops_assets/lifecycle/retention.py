@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlops_assets.database import lock
-from mlops_assets.lifecycle import promotion
+from mlops_assets.lifecycle import clients, promotion
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -102,7 +102,11 @@ def apply(engine: Engine, store: ObjectStore, system: str, *, rollback_depth: in
             {"s": system},
         ).scalars()
         for digest in list(gone):
-            for prefix in (f"bundles/{digest}", f"weights/{digest}"):
+            versions = connection.execute(
+                text("SELECT version FROM receipt WHERE system = :s AND bundle_sha256 = :b"), {"s": system, "b": digest}
+            ).scalars()
+            files = [clients.prefix_of(system, version) for version in versions]
+            for prefix in (f"bundles/{digest}", f"weights/{digest}", *files):
                 for info in list(store.list(prefix)):
                     store.delete(info.key)
     return found

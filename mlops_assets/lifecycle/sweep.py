@@ -89,7 +89,11 @@ def plan(
         raise SettingsError(f"{system.name} has no learning_rate to sweep")
     several = len(system.variants) > 1
     if several:
-        model_types = list(dict.fromkeys(system.variant_of(name) for name in model_types)) or list(system.variants)
+        model_types = list(dict.fromkeys(system.variant_of(name) for name in model_types)) or [
+            variant for variant in system.variants if variant not in system.from_champion
+        ]
+        if going_on := sorted(set(model_types) & set(system.from_champion)):
+            raise SettingsError(f"{', '.join(going_on)} goes on from the champion: sweep the models that are trained anew")
     elif model_types and "model_type" not in system.parameter_names:
         raise SettingsError(f"{system.name} has one model: leave the model types out")
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}

@@ -50,7 +50,7 @@ class TrainContext:
         workdir: private to the fingerprint and kept across kills: checkpoints go to `workdir/checkpoints`.
         log_metrics: called with (metrics, step), those of an evaluation as `validation_<name>`; goes to MLflow. Cheap. It raises only to
             give a training up (a pruned trial): let that pass.
-        log_dir: TensorBoard folder.
+        log_dir: TensorBoard folder, `<system>/<dataset version>/<model version>`.
         parent: folder of the champion's fp32 weights to fine-tune from, or None.
     """
 
@@ -124,6 +124,7 @@ class ModelSystem:
         load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
         sources: files whose text is the code version of each variant.
         aliases: other names of variants, as users know them.
+        from_champion: those variants that go on from the champion's weights; without a champion whose data theirs extends they are skipped.
     """
 
     name: str
@@ -138,6 +139,7 @@ class ModelSystem:
     sources: Callable[[str], Sequence[Path]]
     variants: Sequence[str] = ("",)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    from_champion: Sequence[str] = ()
 
     def variant_of(self, name: str) -> str:
         """The variant that users mean by `name`.

@@ -6,7 +6,7 @@ in `deploy/prometheus/`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlops_assets.serving.errors import ApiError
@@ -29,11 +29,20 @@ class Given(NamedTuple):
     truths: int
 
 
-def give(engine: Engine, request_id: str, labels: Sequence[Any], known: Sequence[str], actor: str) -> Given:
+def give(
+    engine: Engine,
+    request_id: str,
+    labels: Sequence[Any],
+    known: Sequence[str],
+    actor: str,
+    canonical_label: Callable[[Any], str | None] | None = None,
+) -> Given:
     """Store the true labels of a request's inputs, in their order; None where the truth is not known.
 
     Args:
         known: the labels that the model has.
+        canonical_label: a truth as answers say it (the several labels of a text are given as a list); None: it is none of them. Default: a
+            truth is one of `known`.
 
     Raises:
         ApiError: 404 `unknown_request`, 400 `wrong_labels`, 409 `already_given`; nothing is stored then.
@@ -42,7 +51,7 @@ def give(engine: Engine, request_id: str, labels: Sequence[Any], known: Sequence
 
     with engine.begin() as connection:
         answer = find(connection, request_id)
-        _check(labels, answer, known)
+        labels = _canonical(labels, answer, known, canonical_label or (lambda truth: truth if truth in known else None))
         rows = [
             {"r": request_id, "p": position, "s": answer["system"], "v": answer["version"], "said": said, "truth": truth, "actor": actor}
             for position, (said, truth) in enumerate(zip(answer["labels"], labels, strict=True))
@@ -85,15 +94,20 @@ def live_accuracy(connection: Connection, system: str, version: int) -> tuple[fl
     return float(accuracy or 0.0), int(truths)
 
 
-def _check(labels: Sequence[Any], answer: RowMapping, known: Sequence[str]) -> None:
+def _canonical(
+    labels: Sequence[Any], answer: RowMapping, known: Sequence[str], canonical_label: Callable[[Any], str | None]
+) -> list[str | None]:
+    """The truths as answers say them. Raises ApiError."""
     names = ", ".join(known)
-    fix = f'Send {{"labels": [...]}}: one of {names}, or null, for each of the {answer["inputs"]} inputs.'
+    fix = f'Send {{"labels": [...]}}: one of {names}, or null, for each of the {answer["inputs"]} inputs; of several labels a list.'
     if len(labels) != answer["inputs"]:
         message = f"{len(labels)} labels for {answer['inputs']} inputs"
         raise ApiError(400, "wrong_labels", message, "정답 개수가 입력 개수와 다릅니다.", fix, field="labels", limit=answer["inputs"])
     if all(label is None for label in labels):
         raise ApiError(400, "wrong_labels", "no label is given", "정답이 없습니다.", fix, field="labels")
-    for position, label in enumerate(labels):
-        if label is not None and label not in known:
+    found = [None if label is None else canonical_label(label) for label in labels]
+    for position, (label, truth) in enumerate(zip(labels, found, strict=True)):
+        if label is not None and truth is None:
             message, field = f"labels[{position}] is none of {names}", f"labels[{position}]"
             raise ApiError(400, "wrong_labels", message, f"알 수 없는 정답입니다. ({names})", fix, field=field)
+    return found

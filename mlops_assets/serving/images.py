@@ -58,6 +58,9 @@ class ImagePredictor:
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
         self._session = session
 
+    def canonical_label(self, truth: Any) -> str | None:
+        return truth if truth in self.labels else None
+
     def check(self, inputs: Sequence[Any]) -> None:
         """The limits of one request that need no decoding. Raises BadInput: `too_many`, `not_base64`,
         `not_image_data`, `empty_file`, `too_large_file`."""

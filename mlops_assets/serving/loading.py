@@ -38,6 +38,9 @@ class Predictor(Protocol):
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """One answer per input, in order, each with `label`, `confidence` and `probs`."""
 
+    def canonical_label(self, truth: Any) -> str | None:
+        """`truth` as `label` says it; None: the model has no such label."""
+
 
 def _text(folder: Path, threads: int) -> Predictor:
     from mlops_assets.serving.text import load_text_predictor
@@ -52,7 +55,7 @@ def _image(folder: Path, threads: int) -> Predictor:
 
 
 #: kind in bundle.json -> what loads it.
-KINDS: dict[str, Callable[[Path, int], Predictor]] = {"text-classification": _text, "image-classification": _image}
+KINDS: dict[str, Callable[[Path, int], Predictor]] = {"text-classification": _text, "text-labels": _text, "image-classification": _image}
 
 
 def load(folder: Path, system: str, threads: int) -> Predictor:

@@ -82,7 +82,7 @@ _FEEDBACK_DOC = {
                 "schema": {
                     "type": "object",
                     "required": ["labels"],
-                    "properties": {"labels": {"type": "array", "items": {"type": ["string", "null"]}, "minItems": 1}},
+                    "properties": {"labels": {"type": "array", "items": {"type": ["string", "array", "null"]}, "minItems": 1}},
                 },
                 "example": {"labels": ["긍정", None]},
             }
@@ -202,7 +202,7 @@ class Routes:
         host = self.server.follower.host(answer["system"])
         model = None if host is None else host.loaded(answer["version"]) or host.current
         known = sorted(set(answer["labels"])) if model is None else model.predictor.labels
-        return give(engine, request_id, labels, known, actor)
+        return give(engine, request_id, labels, known, actor, model.predictor.canonical_label if model else None)
 
     def _authorize(self, request: Request) -> None:
         token = self.server.settings.api_token

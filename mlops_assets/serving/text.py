@@ -7,7 +7,8 @@ served (`models.py`), anything heavier than onnxruntime, tokenizers and numpy.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
 
+ONE_LABEL, SEVERAL_LABELS = KINDS = ("text-classification", "text-labels")
+#: Between the labels of a text that has several, where they stand in one line.
+JOINT = ", "
 #: Longest text that is accepted. Far over what any model reads, short enough that tokenizing it takes milliseconds.
 MAX_CHARACTERS = 10_000
 #: Most texts of one HTTP request, and most bytes of its body.
@@ -76,21 +80,47 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which labels a text of several has.
+
+    Attributes:
+        thresholds: a label with at least so much probability is one of them; what stands in the fallback's place is not read.
+        fallback: number of the label that stands alone: said when there is no other, never beside another.
+    """
+
+    thresholds: tuple[float, ...]
+    fallback: int
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """bool [rows, labels] for probabilities [rows, labels]: at least one label a row."""
+        said = probabilities >= np.asarray(self.thresholds)
+        said[:, self.fallback] = False
+        said[:, self.fallback] = ~said.any(axis=1)
+        return said
+
+
 class TextPredictor:
-    """A loaded bundle of kind `text-classification`. Safe to call from several threads; one caller at a time is fastest.
+    """A loaded bundle of kind `text-classification` or `text-labels`. Safe to call from several threads; one caller at a time is fastest.
 
     Attributes:
         labels: class names in the order of the logits.
-        temperature: calibration; logits are divided by it before softmax.
+        temperature: calibration; logits are divided by it before softmax (or, of several labels, the sigmoid).
         max_length: tokens that the model reads; what is longer is cut off.
+        rule: of several labels: which a text has; None: it has exactly one.
     """
 
-    kind = "text-classification"
     max_body_bytes = MAX_BODY_BYTES
 
     def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
         """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""
         self.labels: list[str] = list(spec["labels"])
+        self.kind: str = spec["kind"]
+        self.rule = _label_rule(spec) if self.kind == SEVERAL_LABELS else None
         self.system: str = spec["system"]
         self.max_length = int(spec["max_length"])
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
@@ -111,22 +141,42 @@ class TextPredictor:
         return logits
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [len(texts), len(labels)], calibrated."""
-        return softmax(self.predict_logits(texts) / self.temperature)
+        """float32 [len(texts), len(labels)], calibrated. They sum to 1 where a text has exactly one label."""
+        logits = self.predict_logits(texts) / self.temperature
+        return softmax(logits) if self.rule is None else sigmoid(logits)
 
     def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """One `{"text", "label", "confidence", "probs"}` per text, in order.
+
+        Where a text has several labels they are the list `labels` beside it; `label` is then all of them in one line, and `confidence` that
+        of the least sure one (of the label that stands alone: that it has none of the others).
 
         Raises:
             BadInput (a ValueError): a text is no text, empty or too long.
         """
         check_texts(texts)
-        answers = []
-        for text, row in zip(texts, self.probabilities(texts).tolist(), strict=True):
-            best = max(range(len(row)), key=row.__getitem__)
-            probs = dict(zip(self.labels, row, strict=True))
-            answers.append({"text": text, "label": self.labels[best], "confidence": row[best], "probs": probs})
-        return answers
+        probabilities = self.probabilities(texts)
+        said = np.eye(len(self.labels), dtype=bool)[probabilities.argmax(axis=1)] if self.rule is None else self.rule(probabilities)
+        return [self._answer(*one) for one in zip(texts, probabilities.tolist(), said, strict=True)]
+
+    def _answer(self, text: str, row: list[float], said: np.ndarray) -> dict[str, Any]:
+        numbers = np.flatnonzero(said).tolist()
+        labels = [self.labels[number] for number in numbers]
+        probs = dict(zip(self.labels, row, strict=True))
+        if self.rule is None:
+            return {"text": text, "label": labels[0], "confidence": row[numbers[0]], "probs": probs}
+        none_else = 1 - max(p for number, p in enumerate(row) if number != self.rule.fallback)
+        confidence = none_else if numbers == [self.rule.fallback] else min(row[number] for number in numbers)
+        return {"text": text, "label": JOINT.join(labels), "labels": labels, "confidence": confidence, "probs": probs}
+
+    def canonical_label(self, truth: Any) -> str | None:
+        """`truth` (a label, or a list of several) as `label` says it; None: it is none of ours."""
+        given = truth if isinstance(truth, list) else str(truth).split(JOINT) if self.rule is not None else [truth]
+        if not given or any(label not in self.labels for label in given) or (self.rule is None and len(given) > 1):
+            return None
+        if self.rule is not None and len(given) > 1 and self.labels[self.rule.fallback] in given:
+            return None
+        return JOINT.join(label for label in self.labels if label in given)
 
     def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """Logits of one micro-batch of token ids."""
@@ -185,9 +235,9 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
         BadBundle: `wrong_labels`: not as many labels as logits.
     """
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    if (spec.get("format"), spec.get("kind")) != (1, "text-classification"):
+    if spec.get("format") != 1 or spec.get("kind") not in KINDS:
         found = f"format {spec.get('format')!r}, kind {spec.get('kind')!r}"
-        raise ValueError(f"the bundle has {found}: this server reads format 1, text-classification")
+        raise ValueError(f"the bundle has {found}: this server reads format 1, {' or '.join(KINDS)}")
     temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
     if not 0 < temperature < float("inf"):
         raise ValueError(f"calibration temperature {temperature} is not a positive number")
@@ -201,6 +251,17 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
         raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
     tokenizer = _tokenizer((folder / "tokenizer.json").read_bytes(), int(spec["max_length"]))
     return TextPredictor(session, tokenizer, spec)
+
+
+def _label_rule(spec: Mapping[str, Any]) -> LabelRule:
+    """Raises ValueError: no label that stands alone, or not a threshold between 0 and 1 for each other one."""
+    labels, thresholds, fallback = list(spec["labels"]), spec.get("thresholds"), spec.get("fallback")
+    if fallback not in labels:
+        raise ValueError(f"fallback {fallback!r} is none of the labels {labels}")
+    others = set(labels) - {fallback}
+    if not isinstance(thresholds, dict) or set(thresholds) != others or not all(0 < float(t) < 1 for t in thresholds.values()):
+        raise ValueError(f"bundle.json must name a threshold between 0 and 1 for each label but {fallback}, it has {thresholds!r}")
+    return LabelRule(tuple(float(thresholds.get(label, 1)) for label in labels), labels.index(fallback))
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,15 @@ def keep(
     trainer.publish(aside, context.workdir / "trained")
     trainer.close(context.workdir)
     return Trained(context.workdir / "trained", metrics, flat, resumed_from_step=fitted.resumed_from_step)
+
+
+def log_curves(context: TrainContext, labels: Sequence[str], probabilities: np.ndarray, truth: np.ndarray, step: int) -> None:
+    """The precision-recall curve of every label into TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(context.log_dir)) as writer:
+        for label, scores, true in zip(labels, probabilities.T, truth.T, strict=True):
+            writer.add_pr_curve(f"validation/{label}", true > 0, scores, step)
 
 
 def finished(context: TrainContext, flat: Mapping[str, Any]) -> Trained | None:

@@ -1,4 +1,5 @@
-"""What every system's `training` section of a configuration has, and overrides of it as one flat set of parameters. No torch."""
+"""What the sections `training` and `models` of a configuration have, whatever the system, and overrides of them as one flat set of
+parameters. No torch."""
 
 from __future__ import annotations
 
@@ -41,6 +42,98 @@ class TrainingSection(Strict):
         if value not in OPTIMIZERS:
             raise UnsupportedOptimizer(value)
         return value
+
+
+class TextTrainingSection(TrainingSection):
+    """How a model of texts is trained."""
+
+    early_stopping_patience: int = Field(default=2, ge=1)
+    """Evaluations on validation without improvement before training stops."""
+    evaluations_per_epoch: PositiveInt = 2
+    checkpoints_per_epoch: PositiveInt = 4
+    bucketing: bool = True
+    """Batches of texts of like length."""
+
+
+class BertSection(Strict):
+    """A BERT by name (`kcbert`)."""
+
+    pretrained: str | None = None
+    """Hub name or local folder (`beomi/kcbert-base`); null trains the architecture below from scratch."""
+    vocabulary: str | None = None
+    """A WordPiece vocab.txt; null learns one from the training texts."""
+    vocabulary_size: int = Field(default=16000, ge=100)
+    layers: int = Field(default=2, ge=1)
+    hidden_size: int = Field(default=128, ge=16)
+    attention_heads: int = Field(default=2, ge=1)
+    intermediate_size: int = Field(default=512, ge=16)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Spread of the random weights from scratch. BERT's 0.02 is for layers 768 wide: narrow ones learn sooner with 1 / sqrt(width)."""
+    unfrozen_layers: int | None = None
+    """How many of the last encoder layers train when fine-tuning; null: all. Embeddings train only when all do."""
+    word_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the words hidden from the model while it trains, so that it does not lean on single ones."""
+    guess_weight: float = Field(default=0.0, ge=0)
+    """Weight of guessing the hidden words, beside the label, in the loss: what a model from scratch has instead of pretraining. 0: off."""
+    int8: bool = True
+    """Quantize the served model's weights and activations."""
+    training: TextTrainingSection = TextTrainingSection()
+
+
+#: What `mlops train` and the launchpad may override of a BERT and of the data set that it reads.
+BERT_PARAMETERS: Mapping[str, type] = {
+    "dataset": str,
+    "sampling_rate": float,
+    "max_length": int,
+    "pretrained": str,
+    "vocabulary": str,
+    "vocabulary_size": int,
+    "layers": int,
+    "hidden_size": int,
+    "attention_heads": int,
+    "intermediate_size": int,
+    "dropout": float,
+    "initializer_range": float,
+    "unfrozen_layers": int,
+    "word_dropout": float,
+    "guess_weight": float,
+    "int8": bool,
+    "epochs": float,
+    "min_steps": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "optimizer_type": str,
+    "weight_decay": float,
+    "warmup_ratio": float,
+    "label_smoothing": float,
+    "monitor": str,
+    "early_stopping_patience": int,
+    "evaluations_per_epoch": int,
+    "checkpoints_per_epoch": int,
+    "max_minutes": float,
+    "bucketing": bool,
+    "bf16": bool,
+}
+OF_DATASET = ("sampling_rate", "max_length")
+
+Section = TypeVar("Section", bound=Strict)
+Model = TypeVar("Model", bound=BertSection)
+
+
+def flat(name: str, dataset: Strict, model: BertSection) -> dict[str, Any]:
+    """The sections as parameters, plain JSON values; `name` is the data set's."""
+    values = model.model_dump(mode="json")
+    training = values.pop("training")
+    return {"dataset": name, **{name: getattr(dataset, name) for name in OF_DATASET}, **values, **training}
+
+
+def unflat(values: Mapping[str, Any], dataset: Section, model: Model) -> tuple[Section, Model]:
+    """`dataset` and `model` with the parameters over them. Raises ValidationError."""
+    training = {name: values[name] for name in type(model.training).model_fields}
+    own = {name: values[name] for name in type(model).model_fields if name != "training"}
+    read = dataset.model_dump() | {name: values[name] for name in OF_DATASET}
+    return type(dataset).model_validate(read), type(model).model_validate(own | {"training": training})
 
 
 def override(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,6 +325,42 @@ def int8_quality(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Int8
     """Compare two sets of logits [rows, classes] of the same rows."""
     ours, theirs = int8.argmax(axis=1), fp32.argmax(axis=1)
     return Int8Quality(len(labels), float((ours == theirs).mean()), float((theirs == labels).mean() - (ours == labels).mean()))
+
+
+def int8_quality_of_labels(fp32: np.ndarray, int8: np.ndarray, truth: np.ndarray, say: Callable[[np.ndarray], np.ndarray]) -> Int8Quality:
+    """The same for several labels a row: equal yes and no, and what is lost of LRAP or of F1, whichever is more.
+
+    Args:
+        say: logits -> which labels are said, bool [rows, classes].
+    """
+    from mlops_assets.training.metrics import several_labels, sigmoid
+
+    ours, theirs = say(int8), say(fp32)
+    after, before = several_labels(sigmoid(int8), truth, ours), several_labels(sigmoid(fp32), truth, theirs)
+    return Int8Quality(len(truth), float((ours == theirs).mean()), max(before[name] - after[name] for name in ("lrap", "f1")))
+
+
+def to_int8(
+    folder: Path, fp32: np.ndarray, predict_logits: Callable[[], np.ndarray], judge: Callable[[np.ndarray], Int8Quality]
+) -> tuple[np.ndarray, str]:
+    """Quantize the folder's `model.onnx` and keep that only when it answers as well; the logits and the precision that were kept.
+
+    Args:
+        predict_logits: what the bundle in `folder` answers now, on the judged rows; `fp32` is what it answered before.
+    """
+    target = folder / "model.onnx"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        original = Path(aside) / "fp32.onnx"
+        target.rename(original)
+        quantize(original, target)
+        int8 = predict_logits()
+        quality = judge(int8)
+        log.info("int8: %.2f%% of %d labels equal, accuracy %+.4f", 100 * quality.equal_labels, quality.rows, -quality.accuracy_loss)
+        if quality.good:
+            return int8, "int8"
+        log.warning("int8 answers too differently (%s): the bundle stays fp32", quality)
+        original.replace(target)
+    return fp32, "fp32"
 
 
 # --- bundle.json, golden.json ---------------------------------------------------------------------------------------------------

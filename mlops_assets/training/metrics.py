@@ -93,12 +93,16 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that, dividing the logits, gives the least cross-entropy. Golden-section search: the loss has one valley in log T."""
+    """The temperature that, dividing the logits, gives the least cross-entropy; labels [rows], or of several labels a row [rows, classes].
+
+    Golden-section search: the loss has one valley in log T.
+    """
     low, high = math.log(0.05), math.log(20.0)
     ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_temperature: float) -> float:
-        return log_loss(softmax(logits / math.exp(log_temperature)), labels)
+        scaled = logits / math.exp(log_temperature)
+        return log_loss(softmax(scaled), labels) if np.ndim(labels) == 1 else binary_log_loss(sigmoid(scaled), labels)
 
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = loss(left), loss(right)
@@ -152,6 +156,7 @@ class McNemar:
 
 
 BOOTSTRAP_ROUNDS, BOOTSTRAP_AT_ONCE = 2000, 50
+LABEL_ROUNDS = 500
 
 
 def group_intervals(predicted: np.ndarray, labels: np.ndarray, groups: Sequence[str], *, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -192,3 +197,95 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
         return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n), True)
     statistic = max(0, abs(only_first - only_second) - 1) ** 2 / n
     return McNemar(only_first, only_second, math.erfc(math.sqrt(statistic / 2)), False)
+
+
+# --- several labels a row: probabilities, truth and what is said are [rows, classes] ----------------------------------------------
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(logits, np.float64))))
+
+
+def binary_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Mean binary cross-entropy in nats, over rows and classes."""
+    chosen = np.where(truth > 0, probabilities, 1 - probabilities)
+    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean()) + 0.0
+
+
+def ranking_precisions(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Per row: of the labels ranked at least as high as a true one, the share that is true, on average over the true ones.
+
+    Their mean is the label ranking average precision (LRAP). Equal scores share the worst rank; a row without a true label counts 1.
+    """
+    truth = truth > 0
+    not_lower = scores[:, None, :] >= scores[:, :, None]  # [row, label, other]: the other is ranked at least as high
+    precision = (not_lower & truth[:, None, :]).sum(axis=2) / not_lower.sum(axis=2)
+    true = truth.sum(axis=1)
+    return np.where(true > 0, (precision * truth).sum(axis=1) / np.maximum(true, 1), 1.0)
+
+
+def hits(said: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Rightly said, said, and true, by class: [3, classes]."""
+    truth = truth > 0
+    return np.stack([(said & truth).sum(axis=0), said.sum(axis=0), truth.sum(axis=0)]).astype(float)
+
+
+def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of `hits`; what is undefined counts as 0."""
+    right, said, true = counts
+    f1 = 2 * right / np.maximum(1, said + true)
+    return right / np.maximum(1, said), right / np.maximum(1, true), f1
+
+
+def several_labels(probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray) -> dict[str, float]:
+    """loss, lrap, accuracy (the whole set of labels is right), precision, recall, f1 (means over the classes), micro_f1, ece.
+
+    Args:
+        said: which labels the model says. One probability that is not a number makes every figure NaN.
+    """
+    names = ("loss", "lrap", "accuracy", "precision", "recall", "f1", "micro_f1", "ece")
+    if not np.isfinite(probabilities).all():
+        return dict.fromkeys(names, math.nan)
+    counts = hits(said, truth)
+    precision, recall, f1 = (float(values.mean()) for values in precision_recall_f1(counts))
+    micro = float(precision_recall_f1(counts.sum(axis=1, keepdims=True))[2][0])
+    exact = float((said == (truth > 0)).all(axis=1).mean())
+    values = (binary_log_loss(probabilities, truth), float(ranking_precisions(probabilities, truth).mean()), exact)
+    return dict(zip(names, (*values, precision, recall, f1, micro, binary_calibration_error(probabilities, truth)), strict=True))
+
+
+def binary_calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = ECE_BINS) -> float:
+    """`expected_calibration_error` of every row's and class's yes or no."""
+    yes = probabilities.ravel()
+    return expected_calibration_error(np.stack([1 - yes, yes], axis=1), (truth.ravel() > 0).astype(int), bins)
+
+
+def best_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """For each class the threshold with the best F1, between two probabilities that occur; 0.5 for a class that never is true."""
+    found = np.full(probabilities.shape[1], 0.5)
+    for number, (scores, true) in enumerate(zip(probabilities.T, truth.T > 0, strict=True)):
+        if not true.any():
+            continue
+        order = np.argsort(-scores, kind="stable")
+        ranked, right = scores[order], np.cumsum(true[order])
+        f1 = 2 * right / (np.arange(1, len(ranked) + 1) + true.sum())
+        ends = np.append(ranked[:-1] > ranked[1:], True)  # equal scores are one threshold
+        best = int(np.argmax(np.where(ends, f1, -1.0)))
+        lower = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+        found[number] = np.clip((ranked[best] + lower) / 2, 0.01, 0.99)
+    return found
+
+
+def several_labels_intervals(
+    probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray, *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of lrap, accuracy and f1: a bootstrap over rows."""
+    random, rows = np.random.default_rng(seed), len(truth)
+    ranking, exact = ranking_precisions(probabilities, truth), (said == (truth > 0)).all(axis=1)
+    drawn: dict[str, list[float]] = {"lrap": [], "accuracy": [], "f1": []}
+    for _ in range(LABEL_ROUNDS):
+        chosen = random.integers(0, rows, rows)
+        drawn["lrap"].append(float(ranking[chosen].mean()))
+        drawn["accuracy"].append(float(exact[chosen].mean()))
+        drawn["f1"].append(float(precision_recall_f1(hits(said[chosen], truth[chosen]))[2].mean()))
+    return {name: (float(low), float(high)) for name, (low, high) in ((n, np.quantile(v, (0.025, 0.975))) for n, v in drawn.items())}

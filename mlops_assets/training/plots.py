@@ -114,6 +114,29 @@ def precision_recall(scores: np.ndarray, positive: np.ndarray, name: str) -> byt
 
 
 @_in_hangul
+def precision_recall_of_labels(scores: np.ndarray, truth: np.ndarray, names: Sequence[str], columns: int = 4) -> bytes:
+    """A small precision-recall curve for each label, in one picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.2 * rows + 0.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("Precision-recall by label / 라벨별 정밀도-재현율")
+    for number, name in enumerate(names):
+        positive = truth[:, number] > 0
+        precision, recall, average = metrics.precision_recall_curve(scores[:, number], positive)
+        keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), CURVE_POINTS)).astype(int))
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.plot(recall[keep], precision[keep], color=BLUE, linewidth=1)
+        axes.axhline(positive.mean(), color=GREY, linestyle="--", linewidth=0.8)
+        axes.set_title(f"{name}: {average:.3f}", fontsize=8)
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
+        axes.tick_params(labelsize=6)
+    return _png(figure)
+
+
+@_in_hangul
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> bytes:
     """Accuracy over confidence, with the share of rows in each bin."""
     bins = metrics.calibration_bins(probabilities, labels)

@@ -1,4 +1,4 @@
-"""Texts as tensors: learning and reading WordPiece tokenizers, and a data set that is tokenized once and padded by the batch.
+"""Rows of texts, and texts as tensors: WordPiece tokenizers, and a data set that is tokenized once and padded by the batch.
 
 Belongs here: what every text system shares. Does not belong here: labels' meaning, models, files of a landing. The tokenizer that is
 made here goes into the bundle as it is, so that the server cuts texts exactly as training did.
@@ -6,18 +6,24 @@ made here goes into the bundle as it is, so that the server cuts texts exactly a
 
 from __future__ import annotations
 
+import hashlib
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlops_assets.settings import canonical
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
+
+    from mlops_assets.lifecycle.system import CleanedTable
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 #: Reviews without a single space are common: a "word" may be as long as a review.
@@ -25,6 +31,62 @@ LONGEST_WORD = 200
 #: Widths are rounded up to this: few shapes, so that the kernels made for one are used again, and little padding.
 WIDTH_STEP = 4
 ENCODE_CHUNK = 10_000
+GOLDEN_SAMPLES = 16
+#: Upper ends (characters) of the slices by length.
+LENGTH_SLICES = (10, 20, 40, 80)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split, sorted by id. `labels`: a class each, or a tuple of several."""
+
+    ids: list[str]
+    texts: list[str]
+    labels: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def sample(self, rate: float) -> Rows:
+        """About `rate` of the rows, chosen by id: the same row is in or out in every version."""
+        if rate >= 1:
+            return self
+        limit = int(rate * 2**64)
+        kept = [i for i, name in enumerate(self.ids) if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < limit]
+        return Rows([self.ids[i] for i in kept], [self.texts[i] for i in kept], [self.labels[i] for i in kept])
+
+    @property
+    def sha256(self) -> str:
+        """Of the content, in whatever order the cleaning engine wrote it."""
+        digest = hashlib.sha256()
+        for row in zip(self.ids, self.texts, self.labels, strict=True):
+            digest.update(canonical(row).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def read_rows(table: CleanedTable, split: str, *, text: str, label: str) -> Rows:
+    """The rows of `split` from the columns `id`, `text` and `label`."""
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    found = ds.dataset(table.folder, format="parquet").to_table(columns=["id", text, label], filter=pc.field("split") == split)
+    found = found.sort_by([("id", "ascending"), (text, "ascending")])
+    return Rows(found["id"].to_pylist(), found[text].to_pylist(), found[label].to_pylist())
+
+
+def golden(rows: Rows) -> Iterator[str]:
+    """Texts of every length, the same ones for a table whenever it is asked."""
+    texts = sorted(set(rows.texts), key=lambda text: (len(text), text))
+    step = max(1, len(texts) // GOLDEN_SAMPLES)
+    yield from texts[::step][:GOLDEN_SAMPLES]
+
+
+def by_length(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows by length in characters: slice name -> mask."""
+    lengths = np.array([len(text) for text in texts])
+    ends = [0, *LENGTH_SLICES]
+    masks = {f"{low + 1}-{high} characters": (lengths > low) & (lengths <= high) for low, high in zip(ends, ends[1:], strict=False)}
+    return masks | {f"over {LENGTH_SLICES[-1]} characters": lengths > LENGTH_SLICES[-1]}
 
 
 def learn_tokenizer(texts: Sequence[str], size: int, *, lowercase: bool = True) -> Tokenizer:
@@ -118,15 +180,15 @@ class TextExamples:
 
     Attributes:
         lengths: tokens of each row.
-        labels: int64 [rows].
+        labels: int64 [rows], or of several labels a row float32 [rows, classes].
     """
 
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int], max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int] | np.ndarray, max_length: int) -> None:
         if len(texts) != len(labels):
             raise ValueError(f"{len(texts)} texts, but {len(labels)} labels")
         rows = list(encode(tokenizer, texts, max_length))
         self.lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels = np.asarray(labels, dtype=np.float32 if np.ndim(labels) == 2 else np.int64)
         self._flat = np.fromiter((i for ids in rows for i in ids), dtype=np.int32, count=int(self.lengths.sum()))
         self._ends = np.cumsum(self.lengths)
         self._pad = tokenizer.token_to_id("[PAD]") or 0

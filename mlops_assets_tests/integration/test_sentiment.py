@@ -41,9 +41,9 @@ def landed(settings, tmp_path: Path, version: str, *, bad: bool = False) -> None
     land(settings, ObjectStore.of(settings), "sentiment", folder, version)
 
 
-def tick(definitions: dg.Definitions, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+def tick(definitions: dg.Definitions, instance: dg.DagsterInstance, system: str = "sentiment") -> list[dg.RunRequest]:
     """One tick of the landing sensor, its partitions added as the daemon would."""
-    sensor = definitions.resolve_sensor_def("sentiment_landing")
+    sensor = definitions.resolve_sensor_def(f"{system}_landing")
     resources = {name: definitions.resources[name] for name in ("store", "postgres")}
     with dg.build_sensor_context(instance=instance, resources=resources) as context:
         done = sensor(context)

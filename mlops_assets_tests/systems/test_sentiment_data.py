@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
+from mlops_assets.ingest import texts
+from mlops_assets.ingest.lines import lines_of
 from mlops_assets.ingest.objects import land
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.dataset import NothingLeft
@@ -25,7 +27,7 @@ from mlops_assets.settings import Settings, load_config, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.systems.sentiment import data
 from mlops_assets.systems.sentiment.config import DatasetSection, SentimentConfig
-from mlops_assets.systems.sentiment.data import Cleaned, Rejected, Review, lines_of, parse_row
+from mlops_assets.systems.sentiment.data import Cleaned, Rejected, Review, parse_row
 from mlops_assets_tests.ingest.arrivals import SYSTEM, freeze, ledger, states, tick
 
 SECTION = DatasetSection(train_files=("ratings_train*.txt",), holdout_files=("ratings_test*.txt",), validation_fraction=0.2)
@@ -87,7 +89,7 @@ def test_rows_that_cannot_be_read(line: bytes, code: str) -> None:
 @given(st.text(max_size=40))
 def test_a_text_and_its_other_spellings_are_one_group(document: str) -> None:
     spelled = "  " + unicodedata.normalize("NFD", document).replace(" ", " \u3000 ") + "\t"
-    assert data.group_of(spelled) == data.group_of(unicodedata.normalize("NFC", document))
+    assert texts.group_of(spelled) == texts.group_of(unicodedata.normalize("NFC", document))
 
 
 def test_a_line_of_100_mb_takes_no_memory() -> None:

@@ -22,6 +22,7 @@ from mlops_assets.settings import REPOSITORY, SettingsError, load_config, proces
 from mlops_assets.systems.sentiment import training
 from mlops_assets.systems.sentiment.config import SentimentConfig
 from mlops_assets.training import metrics
+from mlops_assets.training.text import Rows
 
 GOOD, BAD = ("재미있다", "최고", "감동", "추천"), ("지루하다", "최악", "쓰레기", "비추")
 NEUTRAL = ("영화", "배우", "연기", "감독", "음악", "결말", "그냥", "어제")
@@ -147,12 +148,12 @@ def test_bad_parameters_are_refused_with_the_choices(config: SentimentConfig, gi
 
 
 def test_sampling_keeps_the_same_rows_in_every_version() -> None:
-    rows = training.Rows([f"id{i}" for i in range(2000)], ["t"] * 2000, [0] * 2000)
-    more = training.Rows([f"id{i}" for i in range(4000)], ["t"] * 4000, [0] * 4000)
-    half = training.sample(rows, 0.5)
+    rows = Rows([f"id{i}" for i in range(2000)], ["t"] * 2000, [0] * 2000)
+    more = Rows([f"id{i}" for i in range(4000)], ["t"] * 4000, [0] * 4000)
+    half = rows.sample(0.5)
     assert 900 < len(half) < 1100
-    assert [name for name in training.sample(more, 0.5).ids if name in set(rows.ids)] == half.ids
-    assert training.sample(rows, 1.0) is rows
+    assert [name for name in more.sample(0.5).ids if name in set(rows.ids)] == half.ids
+    assert rows.sample(1.0) is rows
 
 
 def test_importing_the_system_loads_nothing_heavy() -> None:
@@ -165,7 +166,7 @@ def test_importing_the_system_loads_nothing_heavy() -> None:
 
 def test_sources_exist_and_name_the_trainer() -> None:
     assert all(path.is_file() for path in training.sources())
-    assert {"model.py", "training.py", "config.py", "attempt.py", "trainer.py", "text.py", "export.py", "metrics.py"} == {
+    assert {"bert.py", "training.py", "config.py", "attempt.py", "trainer.py", "text.py", "export.py", "metrics.py"} == {
         path.name for path in training.sources()
     }
 
@@ -219,7 +220,7 @@ def test_killed_training_ends_as_an_unbroken_one(made: Made, tmp_path: Path) -> 
 def test_words_are_hidden_and_guessed_only_while_training(config: SentimentConfig) -> None:
     import torch
 
-    from mlops_assets.systems.sentiment import model
+    from mlops_assets.training import bert
     from mlops_assets.training.text import TextExamples, learn_tokenizer
 
     draw = random.Random(0)
@@ -229,7 +230,7 @@ def test_words_are_hidden_and_guessed_only_while_training(config: SentimentConfi
         update={"hidden_size": 16, "intermediate_size": 16, "dropout": 0.0, "word_dropout": 0.5, "guess_weight": 1.0}
     )
     torch.manual_seed(0)
-    classifier = model.trainable(model.from_scratch(section, tokenizer, 16), section, tokenizer)
+    classifier = bert.trainable(bert.from_scratch(section, training.LABELS, tokenizer, 16), section, tokenizer)
     batch = TextExamples(tokenizer, texts, [0] * 32, 16).batch(range(32))
     shown, places = classifier.train()._hide(batch["input_ids"])
     assert 0.3 < places.float().sum() / (batch["attention_mask"].sum() - 2 * 32) < 0.7
@@ -364,7 +365,7 @@ def test_int8_answers_as_fp32(made: Made, tmp_path: Path) -> None:
     flat = {**made.trained.parameters, "int8": False}
     training.export(dataclasses.replace(made.trained, parameters=flat), made.context, tmp_path)
     assert json.loads((tmp_path / "bundle.json").read_text(encoding="utf-8"))["precision"] == "fp32"
-    texts = training.read_rows(made.context.table, "holdout").texts
+    texts = training.rows_of(made.context.table, "holdout").texts
     fp32, int8 = (training.load_predictor(folder, 1).predict_logits(texts).argmax(axis=1) for folder in (tmp_path, made.bundle))
     assert (fp32 == int8).mean() >= 0.99
 
@@ -388,7 +389,7 @@ def test_the_bundle_tells_good_from_bad(made: Made) -> None:
 
 def test_evaluation_is_what_the_served_predictor_answers(made: Made) -> None:
     evaluation = training.evaluate(made.bundle, made.context.table, 1)
-    rows = training.read_rows(made.context.table, "holdout")
+    rows = training.rows_of(made.context.table, "holdout")
     answers = training.load_predictor(made.bundle, 1).predict(rows.texts)
     right = [answer["label"] == training.LABELS[label] for answer, label in zip(answers, rows.labels, strict=True)]
     assert list(evaluation.correct) == right
@@ -408,12 +409,12 @@ def test_the_holdout_has_one_digest_whatever_the_order_of_its_rows(made: Made, t
         for table in (made.context.table, make_table(tmp_path / "a", splits, shuffled=True))
     }
     assert len(digests) == 1
-    other = training.holdout_sha256(training.read_rows(make_table(tmp_path / "b", splits, seed=1), "holdout"))
+    other = training.rows_of(make_table(tmp_path / "b", splits, seed=1), "holdout").sha256
     assert other not in digests
 
 
 def test_worst_errors_are_the_surest_wrong_answers() -> None:
-    rows = training.Rows(["a", "b", "c", "d"], ["가" * 300, "나", "다", "라"], [0, 1, 0, 1])
+    rows = Rows(["a", "b", "c", "d"], ["가" * 300, "나", "다", "라"], [0, 1, 0, 1])
     probabilities = metrics.softmax(np.log([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]))
     found = training.worst_errors(rows, probabilities)
     assert [(row["id"], row["label"], row["predicted"], row["confidence"]) for row in found] == [

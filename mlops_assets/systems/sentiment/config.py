@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from mlops_assets.settings import Strict, SystemConfig
-from mlops_assets.training import config as training
+from mlops_assets.training.config import BertSection
 
 
 class OfficialFile(Strict):
@@ -34,44 +34,9 @@ class DatasetSection(Strict):
     official: tuple[OfficialFile, ...] = ()
 
 
-class TrainingSection(training.TrainingSection):
-    """How a model is trained."""
-
-    early_stopping_patience: int = Field(default=2, ge=1)
-    """Evaluations on validation without improvement before training stops."""
-    evaluations_per_epoch: PositiveInt = 2
-    checkpoints_per_epoch: PositiveInt = 4
-    bucketing: bool = True
-    """Batches of texts of like length."""
-
-
-class ModelSection(Strict):
-    """A model by name (`kcbert`)."""
-
-    pretrained: str | None = None
-    """Hub name or local folder (`beomi/kcbert-base`); null trains the architecture below from scratch."""
-    vocabulary: str | None = None
-    """A WordPiece vocab.txt; null learns one from the training reviews."""
-    vocabulary_size: int = Field(default=16000, ge=100)
-    layers: int = Field(default=2, ge=1)
-    hidden_size: int = Field(default=128, ge=16)
-    attention_heads: int = Field(default=2, ge=1)
-    intermediate_size: int = Field(default=512, ge=16)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    unfrozen_layers: int | None = None
-    """How many of the last encoder layers train when fine-tuning; null: all. Embeddings train only when all do."""
-    word_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the words hidden from the model while it trains, so that it does not lean on single ones."""
-    guess_weight: float = Field(default=0.0, ge=0)
-    """Weight of guessing the hidden words, beside the label, in the loss: what a model from scratch has instead of pretraining. 0: off."""
-    int8: bool = True
-    """Quantize the served model's weights and activations."""
-    training: TrainingSection = TrainingSection()
-
-
 class SentimentConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
-    models: dict[str, ModelSection]
+    models: dict[str, BertSection]
 
     @model_validator(mode="after")
     def _names_exist(self) -> SentimentConfig:
@@ -86,5 +51,5 @@ class SentimentConfig(SystemConfig):
         return self.datasets[self.project.dataset]
 
     @property
-    def model(self) -> ModelSection:
+    def model(self) -> BertSection:
         return self.models[self.project.model]

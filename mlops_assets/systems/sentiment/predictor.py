@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, overload
 
-from mlops_assets.lifecycle import bundle, promotion
-from mlops_assets.settings import Settings, load_settings
+from mlops_assets.lifecycle.registered import NoModel, Version, load_registered
+from mlops_assets.settings import Settings
 
-
-class NoModel(LookupError):
-    """Nothing to predict with. The message has the next command."""
+__all__ = ["NoModel", "SentimentPredictor"]
 
 
 class SentimentPredictor:
@@ -24,27 +22,8 @@ class SentimentPredictor:
         BadSignature, BadBundle: what the ledger or the store holds is not what was registered.
     """
 
-    def __init__(self, version: int | Literal["champion", "candidate"] = "champion", *, settings: Settings | None = None) -> None:
-        from mlops_assets.lifecycle.pipeline import connect
-        from mlops_assets.serving.text import load_text_predictor
-
-        settings = settings or load_settings()
-        platform = connect(settings)
-        with platform.engine.connect() as connection:
-            if isinstance(version, int):
-                receipt = promotion.receipt(connection, "sentiment", version)
-            else:
-                found, _ = promotion.latest_verified(connection, "sentiment", version, settings.public_keys_path)
-                receipt = found.receipt if found else None
-        if receipt is None:
-            raise NoModel(
-                f"sentiment has no {f'v{version}' if isinstance(version, int) else version}: `mlops history sentiment` shows what there is"
-            )
-        promotion.verify_receipt(receipt, settings.public_keys_path)
-        self.version = receipt.version
-        self.bundle_sha256 = receipt.bundle_sha256
-        folder = bundle.fetch(platform.store, receipt.bundle_sha256, receipt.files, settings.home / "bundles")
-        self._predictor = load_text_predictor(folder, settings.threads)
+    def __init__(self, version: Version = "champion", *, settings: Settings | None = None) -> None:
+        self.version, self.bundle_sha256, self._predictor = load_registered("sentiment", version, settings)
 
     @overload
     def predict(self, text: str, return_probs: bool = True) -> dict[str, Any]: ...

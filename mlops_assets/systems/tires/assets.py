@@ -13,23 +13,22 @@ import dagster as dg
 
 from mlops_assets import images
 from mlops_assets.ingest.assets import (
+    DataAssets,
+    cleaned_asset,
     cleaned_checks,
     cleaned_result,
-    code_version,
     dataset_asset,
     failures,
     quarantined_rows,
+    system_definitions,
     table,
 )
-from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, dataset_versions, key_of, model_lifecycle
-from mlops_assets.lifecycle.jobs import lifecycle_jobs
+from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES
 from mlops_assets.lifecycle.pipeline import scratch_folder
-from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import Settings, load_config
+from mlops_assets.settings import Settings
 from mlops_assets.systems.tires import data
 from mlops_assets.systems.tires.config import TiresConfig
 
@@ -39,39 +38,21 @@ if TYPE_CHECKING:
 
 
 def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Definitions:
-    """Everything of this system: its data assets, the common model half of its seven models, its jobs and its landing sensor.
-
-    Raises:
-        SettingsError: configs/tires.yaml is wrong; the message says where.
-    """
     from mlops_assets.systems.tires.training import SYSTEM
 
-    config = load_config(TiresConfig, data.SYSTEM, settings.configs)
-    model = model_lifecycle(SYSTEM, config, open_platform, owners=config.project.owners)
-    return dg.Definitions(
-        assets=[*data_assets(config, settings), *model.assets, *model.checks],
-        jobs=lifecycle_jobs(SYSTEM, config, open_platform),
-        sensors=[
-            landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings),
-            *live_sensors(data.SYSTEM, config.monitoring, open_platform),
-        ],
-    )
+    return system_definitions(SYSTEM, settings, open_platform, data_assets)
 
 
-def data_assets(config: TiresConfig, settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+def data_assets(config: TiresConfig, settings: Settings) -> DataAssets:
     """`dataset`, `cleaned` and the checks of `cleaned`."""
     dataset = dataset_asset(data.SYSTEM, settings, config.project.owners)
-    partitions = dataset_versions(data.SYSTEM)
 
-    @dg.asset(
-        key=key_of(data.SYSTEM, "", "cleaned"),
-        deps=[dataset],
+    @cleaned_asset(
+        dataset,
+        config.project.owners,
         description="One row per accepted photo with its label, group and split; every other file is in quarantine with a reason code.",
         kinds={"python", "parquet", "postgres"},
-        code_version=code_version(Path(data.__file__), Path(images.__file__)),
-        group_name=data.SYSTEM,
-        partitions_def=partitions,
-        owners=list(config.project.owners) or None,
+        sources=[Path(data.__file__), Path(images.__file__)],
     )
     def cleaned(context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.MaterializeResult[None]:
         objects = store.open()

@@ -1,11 +1,13 @@
-"""KcBERT: pretrained by name or folder, or the same architecture, smaller and from scratch.
+"""BERT (KcBERT) classifiers of texts: pretrained by name or folder, or the same architecture, smaller and from scratch.
 
-Belongs here: how the network is made, frozen and trained on a batch. Does not belong here: data, the run (`training/trainer.py`), files.
+Belongs here: how the network is made, frozen, trained on a batch and exported. Does not belong here: data, the run (`trainer.py`), what
+labels mean.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +17,30 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import nn
 
-    from mlops_assets.systems.sentiment.config import ModelSection
+    from mlops_assets.training.config import BertSection, TextTrainingSection
+    from mlops_assets.training.trainer import Recipe
 
-LABELS = ("부정", "긍정")
 #: Hidden words are guessed in a multiple of this many.
 GUESS_STEP = 32
 
 
-def from_scratch(section: ModelSection, tokenizer: Tokenizer, max_length: int) -> nn.Module:
+def network(
+    section: BertSection, labels: Sequence[str], texts: Sequence[str], max_length: int, parent: Path | None
+) -> tuple[Any, Tokenizer]:
+    """The network and its tokenizer: the champion's weights (`parent`), pretrained ones, or new ones on a given vocabulary or one that is
+    learned from `texts`."""
+    from mlops_assets.training import text
+
+    if source := str(parent) if parent else section.pretrained:
+        return pretrained(source, labels, max_length)
+    if section.vocabulary:
+        tokenizer = text.read_vocabulary(Path(section.vocabulary))
+    else:
+        tokenizer = text.learn_tokenizer(texts, section.vocabulary_size)
+    return from_scratch(section, labels, tokenizer, max_length), tokenizer
+
+
+def from_scratch(section: BertSection, labels: Sequence[str], tokenizer: Tokenizer, max_length: int) -> nn.Module:
     """A BERT classifier of the section's size with random weights (seed torch before)."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -36,17 +54,18 @@ def from_scratch(section: ModelSection, tokenizer: Tokenizer, max_length: int) -
         num_hidden_layers=section.layers,
         num_attention_heads=section.attention_heads,
         intermediate_size=section.intermediate_size,
+        initializer_range=section.initializer_range,
         hidden_dropout_prob=section.dropout,
         attention_probs_dropout_prob=section.dropout,
         max_position_embeddings=max_length,
         pad_token_id=tokenizer.token_to_id("[PAD]"),
-        **_label_names(),
+        **_label_names(labels),
     )
     net: nn.Module = BertForSequenceClassification(config)
     return net
 
 
-def pretrained(name: str, max_length: int) -> tuple[nn.Module, Tokenizer]:
+def pretrained(name: str, labels: Sequence[str], max_length: int) -> tuple[nn.Module, Tokenizer]:
     """A classifier and its tokenizer from the hub or a local folder. A classifier's head is kept when it has our labels, else it is new.
 
     Raises:
@@ -55,7 +74,7 @@ def pretrained(name: str, max_length: int) -> tuple[nn.Module, Tokenizer]:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        net = AutoModelForSequenceClassification.from_pretrained(name, ignore_mismatched_sizes=True, **_label_names())
+        net = AutoModelForSequenceClassification.from_pretrained(name, ignore_mismatched_sizes=True, **_label_names(labels))
         tokenizer = _tokenizer(name)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
@@ -73,8 +92,8 @@ def pretrained(name: str, max_length: int) -> tuple[nn.Module, Tokenizer]:
     return net, tokenizer
 
 
-def _label_names() -> dict[str, Any]:
-    return {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+def _label_names(labels: Sequence[str]) -> dict[str, Any]:
+    return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -104,10 +123,16 @@ def freeze(net: Any, unfrozen_layers: int | None) -> None:
             parameter.requires_grad_(False)
 
 
-def trainable(net: nn.Module, section: ModelSection, tokenizer: Tokenizer) -> nn.Module:
-    """`net` as `training/trainer.py` wants it: a batch in, `loss` and `logits` out."""
+def trainable(net: nn.Module, section: BertSection, tokenizer: Tokenizer, *, multi_label: bool = False) -> nn.Module:
+    """`net` as `trainer.py` wants it: a batch in, `loss` and `logits` out.
+
+    Args:
+        multi_label: labels are [rows, classes] of 0 and 1, each for itself; else [rows], one class each.
+    """
+    freeze(net, section.unfrozen_layers)
     wrapped: nn.Module = _classifier_class()(
         net,
+        multi_label=multi_label,
         label_smoothing=section.training.label_smoothing,
         word_dropout=section.word_dropout,
         guess_weight=section.guess_weight,
@@ -122,7 +147,7 @@ def _classifier_class() -> type[Any]:
     """Defined on first use: loading definitions must not import torch."""
     import torch
     from torch import Tensor, nn
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
     class Classifier(nn.Module):
         """A sequence classifier that, while it trains, hides words, and may have to guess them as well.
@@ -131,10 +156,18 @@ def _classifier_class() -> type[Any]:
         """
 
         def __init__(
-            self, net: Any, *, label_smoothing: float, word_dropout: float, guess_weight: float, mask_id: int | None, special_ids: list[int]
+            self,
+            net: Any,
+            *,
+            multi_label: bool,
+            label_smoothing: float,
+            word_dropout: float,
+            guess_weight: float,
+            mask_id: int | None,
+            special_ids: list[int],
         ) -> None:
             super().__init__()
-            self.net, self.label_smoothing, self.word_dropout = net, label_smoothing, word_dropout
+            self.net, self.multi_label, self.label_smoothing, self.word_dropout = net, multi_label, label_smoothing, word_dropout
             self.guess_weight = guess_weight if word_dropout else 0.0
             if word_dropout and mask_id is None:
                 raise SettingsError("word_dropout needs a tokenizer with [MASK]: set word_dropout to 0.")
@@ -151,10 +184,15 @@ def _classifier_class() -> type[Any]:
                 return {"logits": self.net(input_ids=input_ids, attention_mask=attention_mask).logits}
             shown, hidden_places = self._hide(input_ids)
             outputs = self.net(input_ids=shown, attention_mask=attention_mask, output_hidden_states=bool(self.guess_weight))
-            loss = cross_entropy(outputs.logits.float(), labels, label_smoothing=self.label_smoothing)
+            loss = self._loss(outputs.logits.float(), labels)
             if self.guess_weight and hidden_places is not None:
                 loss = loss + self.guess_weight * self._guess(outputs.hidden_states[-1], input_ids, hidden_places)
             return {"loss": loss, "logits": outputs.logits}
+
+        def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+            if not self.multi_label:
+                return cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return binary_cross_entropy_with_logits(logits, labels * (1 - self.label_smoothing) + self.label_smoothing / 2)
 
         def _guess(self, states: Tensor, input_ids: Tensor, places: Tensor) -> Tensor:
             """The loss of guessing the hidden words. All but the last few of them: kernels are made, and kept, for each number of rows."""
@@ -175,3 +213,31 @@ def _classifier_class() -> type[Any]:
             return input_ids.masked_fill(places, self.mask_id), places
 
     return Classifier
+
+
+def recipe(section: TextTrainingSection) -> Recipe:
+    from mlops_assets.training.trainer import Recipe
+
+    return Recipe(**{name: getattr(section, name) for name in type(section).model_fields if name != "label_smoothing"})
+
+
+def save(net: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """fp32 weights (safetensors), configuration and tokenizer: what `pretrained(folder)` reads."""
+    net.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def export_fp32(trained: Path, labels: Sequence[str], folder: Path, *, max_length: int, threads: int) -> None:
+    """`model.onnx` and `tokenizer.json` of the weights in `trained`.
+
+    Raises:
+        ExportDiffers: ONNX answers differently than torch.
+    """
+    from mlops_assets.training.export import export_text_model
+
+    net, tokenizer = pretrained(str(trained), labels, max_length)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    export_text_model(net, folder / "model.onnx", vocabulary=tokenizer.get_vocab_size(), max_length=max_length, threads=threads)

@@ -1,0 +1,347 @@
+"""hate_speech's half of the model lifecycle: train, export, evaluate, predict, and the one `SYSTEM` that `lifecycle/` takes.
+
+A comment has several labels; `clean` stands alone: it is said when, and only when, no other label reaches its threshold. Accuracy is the
+share of comments of which the whole set of labels is right, and that is what the paired test against the champion compares. Belongs here:
+what is particular to hateful comments. Does not belong here: the run itself (`training/trainer.py`), Dagster. Nothing heavy is imported
+when this module is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
+from mlops_assets.systems.hate_speech.config import JOINT, VARIANTS, DatasetSection, HateSpeechConfig, ModelSection
+from mlops_assets.training.config import BERT_PARAMETERS, chosen, flat, override, unflat, valid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sqlalchemy import Engine
+
+    from mlops_assets.serving.text import LabelRule, TextPredictor
+    from mlops_assets.store import ObjectStore
+    from mlops_assets.training.text import Rows
+
+log = logging.getLogger(__name__)
+
+#: Validation rows on which int8 is judged, and temperature and thresholds are fitted.
+JUDGED_ROWS = 8_000
+WORST_ERRORS = 20
+EXCERPT = 200
+#: While a model trains its thresholds are not known yet.
+UNTUNED = 0.5
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one training uses, after overrides."""
+
+    dataset: DatasetSection
+    model: ModelSection
+    flat: Mapping[str, Any]
+
+
+def parameters(config: HateSpeechConfig, variant: str) -> dict[str, Any]:
+    """The parameters of the variant and the configured data set, flat, as plain JSON values."""
+    return flat(config.project.dataset, config.dataset, config.models[variant])
+
+
+def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) -> Choice:
+    """`given` (what `parameters` returned, with overrides) as validated sections.
+
+    Raises:
+        SettingsError: an unknown name or a bad value, with the choices.
+    """
+
+    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
+        dataset = str(overrides.get("dataset", config.project.dataset))
+        return flat(dataset, chosen("데이터셋", dataset, config.datasets), config.models[variant])
+
+    values = override(given, parameters(config, variant), BERT_PARAMETERS, sections)
+    return Choice(*valid(lambda: unflat(values, config.datasets[values["dataset"]], config.models[variant])), values)
+
+
+def _choice(context: TrainContext, given: Mapping[str, Any]) -> Choice:
+    if not isinstance(context.config, HateSpeechConfig):
+        raise TypeError(f"hate_speech trains with a HateSpeechConfig, not {type(context.config).__name__}")
+    return resolve(context.config, context.variant, given)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------------------
+
+
+def open_table(store: ObjectStore, engine: Engine, version: str, folder: Path) -> CleanedTable:
+    """The cleaned comments of a version, downloaded and verified."""
+    from mlops_assets.systems.hate_speech.data import load_cleaned
+
+    return load_cleaned(store, engine, version, folder)
+
+
+def rows_of(table: CleanedTable, split: str) -> Rows:
+    from mlops_assets.training.text import read_rows
+
+    return read_rows(table, split, text="text", label="labels")
+
+
+def truth_of(rows: Rows, labels: Sequence[str]) -> np.ndarray:
+    """float32 [rows, labels], 1 where the row has the label."""
+    import numpy as np
+
+    return np.array([[label in of_row for label in labels] for of_row in rows.labels], np.float32).reshape(len(rows), len(labels))
+
+
+# --- train ----------------------------------------------------------------------------------------------------------------------
+
+
+def train(context: TrainContext) -> Trained:
+    """Train, or go on where a killed training of the same fingerprint stopped, or return what it had finished.
+
+    Raises:
+        SettingsError: bad parameters, or a pretrained model that cannot be loaded.
+        ValueError: no rows to train on.
+    """
+    import torch
+
+    from mlops_assets.training import attempt, bert
+    from mlops_assets.training.metrics import several_labels, sigmoid
+    from mlops_assets.training.text import TextExamples
+
+    choice = _choice(context, context.parameters)
+    if finished := attempt.finished(context, choice.flat):
+        return finished
+    labels, length = choice.dataset.labels, choice.dataset.max_length
+    rows, validation = rows_of(context.table, "train").sample(choice.dataset.sampling_rate), rows_of(context.table, "validation")
+    torch.manual_seed(context.seed)
+    net, tokenizer = bert.network(choice.model, labels, rows.texts, length, context.parent)
+    log.info("training on %d comments, validating on %d, %d tokens", len(rows), len(validation), tokenizer.get_vocab_size())
+    untuned = _rule(choice.dataset)
+
+    def measure(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        probabilities = sigmoid(logits)
+        return several_labels(probabilities, truth, untuned(probabilities))
+
+    fitted, metrics = attempt.fit(
+        context,
+        bert.trainable(net, choice.model, tokenizer, multi_label=True),
+        TextExamples(tokenizer, rows.texts, truth_of(rows, labels), length),
+        TextExamples(tokenizer, validation.texts, truth_of(validation, labels), length),
+        bert.recipe(choice.model.training),
+        measure,
+    )
+    return attempt.keep(context, fitted, metrics, choice.flat, lambda folder: bert.save(net, tokenizer, folder))
+
+
+def _rule(section: DatasetSection, thresholds: Sequence[float] | None = None) -> LabelRule:
+    from mlops_assets.serving.text import LabelRule
+
+    return LabelRule(tuple(thresholds or [UNTUNED] * len(section.labels)), section.labels.index(section.clean))
+
+
+# --- export ---------------------------------------------------------------------------------------------------------------------
+
+
+def export(trained: Trained, context: TrainContext, folder: Path) -> None:
+    """Write the bundle into `folder`: ONNX (int8 where it answers as well as fp32), tokenizer, labels, thresholds, calibration, golden
+    samples.
+
+    The precision-recall curve of every label on validation, as the bundle answers, goes to TensorBoard beside the training's figures.
+
+    Raises:
+        ExportDiffers: ONNX answers differently than torch.
+    """
+    from mlops_assets.training import attempt, bert, text
+    from mlops_assets.training import export as writing
+    from mlops_assets.training.metrics import best_thresholds, fit_temperature, sigmoid
+
+    choice = _choice(context, trained.parameters)
+    section = choice.dataset
+    validation = rows_of(context.table, "validation")
+    texts, truth = validation.texts[:JUDGED_ROWS], truth_of(validation, section.labels)[:JUDGED_ROWS]
+    bert.export_fp32(trained.folder, section.labels, folder, max_length=section.max_length, threads=context.threads)
+
+    def logits_now() -> np.ndarray:
+        return load_predictor(folder, context.threads).predict_logits(texts)
+
+    def tuned(logits: np.ndarray, temperature: float = 1.0) -> list[float]:
+        return [float(round(t, 6)) for t in best_thresholds(sigmoid(logits / temperature), truth)]
+
+    _describe(folder, section, "fp32", 1.0, [UNTUNED] * len(section.labels))
+    logits, precision = logits_now(), "fp32"
+    if choice.model.int8:
+        fp32, rule = logits, _rule(section, tuned(logits))
+        logits, precision = writing.to_int8(
+            folder,
+            fp32,
+            logits_now,
+            lambda int8: writing.int8_quality_of_labels(fp32, int8, truth, lambda found: rule(sigmoid(found))),
+        )
+    temperature = fit_temperature(logits, truth)
+    _describe(folder, section, precision, temperature, tuned(logits, temperature))
+    predictor = load_predictor(folder, context.threads)
+    writing.write_golden(folder, list(text.golden(validation)), predictor.probabilities)
+    attempt.log_curves(context, section.labels, sigmoid(logits / temperature), truth, int(trained.metrics.get("best_step", 0)))
+
+
+def _describe(folder: Path, section: DatasetSection, precision: str, temperature: float, thresholds: Sequence[float]) -> None:
+    from mlops_assets.training.export import write_spec
+
+    others = {label: value for label, value in zip(section.labels, thresholds, strict=True) if label != section.clean}
+    more = {"max_length": section.max_length, "thresholds": others, "fallback": section.clean}
+    write_spec(folder, "hate_speech", "text-labels", section.labels, precision, temperature, **more)
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------------------
+
+
+def load_predictor(folder: Path, threads: int) -> TextPredictor:
+    """The server's own predictor."""
+    from mlops_assets.serving.text import load_text_predictor
+
+    return load_text_predictor(folder, threads)
+
+
+def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
+    """Run the bundle over the holdout.
+
+    Raises:
+        ValueError: the table has no holdout rows.
+    """
+    from mlops_assets.training import metrics, plots, text
+
+    rows = rows_of(table, "holdout")
+    if not len(rows):
+        raise ValueError(f"{table.dataset_version} of {table.system} has no holdout rows: nothing can be measured. Land labelled comments.")
+    predictor = load_predictor(folder, threads)
+    assert predictor.rule is not None  # a bundle of this system is of several labels
+    labels = predictor.labels
+    probabilities, truth = predictor.probabilities(rows.texts), truth_of(rows, labels)
+    said = predictor.rule(probabilities)
+    flags = false_flags(table, said, truth, labels, predictor.rule.fallback)
+    found = metrics.several_labels(probabilities, truth, said)
+    intervals = metrics.several_labels_intervals(probabilities, truth, said)
+    by_label = label_rows(probabilities, truth, said, labels)
+    return Evaluation(
+        metrics=found | {f"f1_{row['label']}": row["f1"] for row in by_label} | ({"false_flag_rate": flags[-1]["rate"]} if flags else {}),
+        rows=len(rows),
+        holdout_sha256=rows.sha256,
+        correct=(said == (truth > 0)).all(axis=1).tolist(),
+        slices=_slices(text.by_length(rows.texts), truth, said, labels),
+        tables={
+            "labels": by_label,
+            "intervals": [{"metric": name, "value": found[name], "low": low, "high": high} for name, (low, high) in intervals.items()],
+            "false_flags": flags,
+            "worst_errors": worst_errors(rows, probabilities, truth, said, labels),
+        },
+        pictures=(
+            Picture("precision_recall", plots.precision_recall_of_labels(probabilities, truth, labels)),
+            Picture("calibration", plots.calibration(*_yes_and_no(probabilities, truth))),
+        ),
+    )
+
+
+def label_rows(probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of each label."""
+    from mlops_assets.training import metrics
+
+    precision, recall, f1 = metrics.precision_recall_f1(metrics.hits(said, truth))
+    return [
+        {
+            "label": label,
+            "rows": int(truth[:, i].sum()),
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "average_precision": metrics.precision_recall_curve(probabilities[:, i], truth[:, i] > 0)[2],
+        }
+        for i, label in enumerate(labels)
+    ]
+
+
+def false_flags(table: CleanedTable, said: np.ndarray, truth: np.ndarray, labels: Sequence[str], clean: int) -> list[dict[str, Any]]:
+    """Clean comments that only name a group, and how many of them the model flags: by group, all together last; of none, nothing."""
+    import numpy as np
+
+    from mlops_assets.training.text import read_rows
+
+    named = [set(names.split(JOINT)) - {""} for names in read_rows(table, "holdout", text="text", label="names").labels]
+    is_clean, flagged = truth[:, clean] > 0, ~said[:, clean]
+    groups = {label: is_clean & np.array([label in names for names in named]) for label in labels}
+    masks = {label: mask for label, mask in groups.items() if mask.any()}
+    if not masks:
+        return []
+    masks["all"] = np.logical_or.reduce(list(masks.values()))
+    return [
+        {"names": label, "rows": int(mask.sum()), "flagged": int((mask & flagged).sum()), "rate": float(flagged[mask].mean())}
+        for label, mask in masks.items()
+    ]
+
+
+def _slices(by_length: Mapping[str, np.ndarray], truth: np.ndarray, said: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 over all yes and no of the rows of a length, and of each label."""
+    from mlops_assets.training import metrics
+
+    def figures(rows: float, of_said: np.ndarray, of_truth: np.ndarray) -> dict[str, float]:
+        parts = metrics.precision_recall_f1(metrics.hits(of_said, of_truth).sum(axis=1, keepdims=True))
+        return {"rows": rows, **{name: float(part[0]) for name, part in zip(("precision", "recall", "f1"), parts, strict=True)}}
+
+    lengths = {name: figures(float(mask.sum()), said[mask], truth[mask]) for name, mask in by_length.items() if mask.any()}
+    return lengths | {label: figures(float(truth[:, i].sum()), said[:, i : i + 1], truth[:, i : i + 1]) for i, label in enumerate(labels)}
+
+
+def worst_errors(rows: Rows, probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The comments with a wrong set of labels of which the model was surest: a label's probability, or what it lacks of certainty."""
+    import numpy as np
+
+    wrong = (said != (truth > 0)).any(axis=1)
+    off = np.abs(probabilities - truth).max(axis=1)
+    worst = sorted(np.flatnonzero(wrong).tolist(), key=lambda row: (-off[row], row))[:WORST_ERRORS]
+    return [
+        {
+            "id": rows.ids[row],
+            "text": rows.texts[row][:EXCERPT],
+            "labels": JOINT.join(rows.labels[row]),
+            "predicted": JOINT.join(label for label, is_said in zip(labels, said[row], strict=True) if is_said),
+            "off_by": round(float(off[row]), 4),
+        }
+        for row in worst
+    ]
+
+
+def _yes_and_no(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every label of every row as a question of its own."""
+    import numpy as np
+
+    return np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1), (truth.ravel() > 0).astype(int)
+
+
+# --- the system -----------------------------------------------------------------------------------------------------------------
+
+
+def sources(variant: str) -> list[Path]:
+    """The files that decide what a training on given data gives."""
+    here, shared = Path(__file__).parent, Path(__file__).parents[2] / "training"
+    names = ("attempt", "bert", "config", "export", "metrics", "text", "trainer")
+    return [here / "config.py", here / "training.py", *(shared / f"{name}.py" for name in names)]
+
+
+SYSTEM = ModelSystem(
+    name="hate_speech",
+    config_type=HateSpeechConfig,
+    train=train,
+    export=export,
+    evaluate=evaluate,
+    load_predictor=load_predictor,
+    open_table=open_table,
+    variant_parameters=parameters,
+    parameter_names=BERT_PARAMETERS,
+    sources=sources,
+    variants=VARIANTS,
+    from_champion=("from_champion",),
+)
