@@ -73,7 +73,9 @@ def table_of(grid: Iterable[Sequence[Any]], name: str, required: Sequence[str] =
         raise SheetError(f"{name} is empty: is it the right worksheet? / 시트가 비어 있습니다.")
     if not all(header):
         column = header.index("") + 1 if header else 1
-        raise SheetError(f"{name}: column {column} has no name in row 1. The first row must name every column. / 첫 행은 열 이름이어야 합니다.")
+        raise SheetError(
+            f"{name}: column {column} has no name in row 1. The first row must name every column. / 첫 행은 열 이름이어야 합니다."
+        )
     if twice := [column for column, count in Counter(header).items() if count > 1]:
         raise SheetError(f"{name}: the column {', '.join(twice)} is there twice in row 1. Rename or remove one. / 중복된 열이 있습니다.")
     if missing := [column for column in required if column not in header]:
@@ -119,7 +121,11 @@ class GoogleSheet:
 
 
 def read_google(
-    sheet: GoogleSheet, required: Sequence[str] = (), *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+    sheet: GoogleSheet,
+    required: Sequence[str] = (),
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Table:
     """The sheet as it is now, whole.
 
@@ -140,7 +146,9 @@ def read_google(
         book = client.open_by_key(sheet.spreadsheet)
         worksheet = book.get_worksheet(0) if sheet.worksheet is None else book.worksheet(sheet.worksheet)
         if worksheet.row_count > sheet.max_rows:
-            raise SheetError(f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: remove the empty ones, or raise `max_rows`")
+            raise SheetError(
+                f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: remove the empty ones, or raise `max_rows`"
+            )
         grid = _grid(worksheet, sheet.page_rows)
         if worksheet.row_count > sheet.page_rows:
             for _ in range(READINGS):
@@ -160,9 +168,7 @@ def _grid(worksheet: gspread.Worksheet, page_rows: int) -> list[list[str]]:
     for first in range(1, worksheet.row_count + 1, page_rows):
         last = min(first + page_rows - 1, worksheet.row_count)
         # As formatted: what people see. Unformatted, a time is a fraction of a day; as formulas, a result is not there at all.
-        page = worksheet.get(
-            f"A{first}:{rowcol_to_a1(last, worksheet.col_count)}", value_render_option=ValueRenderOption.formatted
-        )
+        page = worksheet.get(f"A{first}:{rowcol_to_a1(last, worksheet.col_count)}", value_render_option=ValueRenderOption.formatted)
         grid += [[] for _ in range(first - 1 - len(grid))]
         grid += [[str(cell) for cell in row] for row in page]
     return grid
@@ -228,9 +234,13 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
             f"Sheets API in its project. / 시트를 {email} 계정과 공유하세요."
         ) from None
     except gspread.SpreadsheetNotFound:
-        raise SheetError(f"there is no sheet {sheet.spreadsheet} (404): take the id between /d/ and /edit of its address. / 시트를 찾을 수 없습니다.") from None
+        raise SheetError(
+            f"there is no sheet {sheet.spreadsheet} (404): take the id between /d/ and /edit of its address. / 시트를 찾을 수 없습니다."
+        ) from None
     except gspread.WorksheetNotFound:
-        raise SheetError(f"the sheet {sheet.spreadsheet} has no worksheet {sheet.worksheet!r}: look at the tabs' names. / 워크시트를 찾을 수 없습니다.") from None
+        raise SheetError(
+            f"the sheet {sheet.spreadsheet} has no worksheet {sheet.worksheet!r}: look at the tabs' names. / 워크시트를 찾을 수 없습니다."
+        ) from None
     except gspread.exceptions.APIError as error:
         quota = "the quota is used up" if error.response.status_code == 429 else "the service failed"
         raise SheetError(
@@ -238,9 +248,13 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
             "nothing was read, the next reading tries again. / 구글 시트를 읽지 못했습니다."
         ) from None
     except GoogleAuthError as error:
-        raise SheetError(f"{email} could not sign in ({str(error)[:200]}): is its key still valid? Make a new one. / 서비스 계정 인증에 실패하였습니다.") from None
+        raise SheetError(
+            f"{email} could not sign in ({str(error)[:200]}): is its key still valid? Make a new one. / 서비스 계정 인증에 실패하였습니다."
+        ) from None
     except RequestException as error:
-        raise SheetError(f"{sheet.url} does not answer ({type(error).__name__}), also after {sheet.seconds:.0f} s of trying. / 구글 시트에 연결할 수 없습니다.") from None
+        raise SheetError(
+            f"{sheet.url} does not answer ({type(error).__name__}), also after {sheet.seconds:.0f} s of trying. / 구글 시트에 연결할 수 없습니다."
+        ) from None
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------------------
@@ -323,7 +337,9 @@ def _download(url: str, max_bytes: int, deadline: float, sleep: Callable[[float]
             with httpx.stream("GET", url, follow_redirects=True, timeout=ANSWER_SECONDS) as answer:
                 if answer.is_success:
                     if "html" in answer.headers.get("content-type", ""):
-                        raise SheetError(f"{url} answers with a page, not with CSV: publish the sheet (File, Share, Publish to web, CSV), or use a service account")
+                        raise SheetError(
+                            f"{url} answers with a page, not with CSV: publish the sheet (File, Share, Publish to web, CSV), or use a service account"
+                        )
                     body = bytearray()
                     for chunk in answer.iter_bytes():
                         body += chunk
