@@ -71,7 +71,7 @@ def table_of(grid: Iterable[Sequence[Any]], name: str, required: Sequence[str] =
             found.append((number, (*texts, *[""] * (len(header) - len(texts)))))
     if not header and not found:
         raise SheetError(f"{name} is empty: is it the right worksheet? / 시트가 비어 있습니다.")
-    if not all(header):
+    if not header or not all(header):
         column = header.index("") + 1 if header else 1
         raise SheetError(
             f"{name}: column {column} has no name in row 1. The first row must name every column. / 첫 행은 열 이름이어야 합니다."
@@ -147,7 +147,8 @@ def read_google(
         worksheet = book.get_worksheet(0) if sheet.worksheet is None else book.worksheet(sheet.worksheet)
         if worksheet.row_count > sheet.max_rows:
             raise SheetError(
-                f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: remove the empty ones, or raise `max_rows`"
+                f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: "
+                "remove the empty ones, or raise `max_rows`"
             )
         grid = _grid(worksheet, sheet.page_rows)
         if worksheet.row_count > sheet.page_rows:
@@ -226,13 +227,14 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
     from google.auth.exceptions import GoogleAuthError
     from requests.exceptions import RequestException
 
+    forbidden = SheetError(
+        f"the sheet {sheet.spreadsheet} may not be read by {email} (403): share it with that address (as viewer), and enable the "
+        f"Google Sheets API in its project. / 시트를 {email} 계정과 공유하세요."
+    )
     try:
         yield
     except PermissionError:
-        raise SheetError(
-            f"the sheet {sheet.spreadsheet} may not be read by {email} (403): share it with that address (as viewer), and enable the Google "
-            f"Sheets API in its project. / 시트를 {email} 계정과 공유하세요."
-        ) from None
+        raise forbidden from None
     except gspread.SpreadsheetNotFound:
         raise SheetError(
             f"there is no sheet {sheet.spreadsheet} (404): take the id between /d/ and /edit of its address. / 시트를 찾을 수 없습니다."
@@ -242,10 +244,13 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
             f"the sheet {sheet.spreadsheet} has no worksheet {sheet.worksheet!r}: look at the tabs' names. / 워크시트를 찾을 수 없습니다."
         ) from None
     except gspread.exceptions.APIError as error:
-        quota = "the quota is used up" if error.response.status_code == 429 else "the service failed"
+        status, said = error.response.status_code, str(error.error.get("message", ""))[:200]
+        if status == 403:
+            raise forbidden from None
+        problem = "the quota is used up" if status == 429 else "the service failed"
+        tried = f", also after {sheet.seconds:.0f} s of trying" if status in TRY_AGAIN else ""
         raise SheetError(
-            f"{quota} ({error.response.status_code} {str(error.error.get('message', ''))[:200]}), also after {sheet.seconds:.0f} s of trying: "
-            "nothing was read, the next reading tries again. / 구글 시트를 읽지 못했습니다."
+            f"{problem} ({status} {said}){tried}: nothing was read, the next reading tries again. / 구글 시트를 읽지 못했습니다."
         ) from None
     except GoogleAuthError as error:
         raise SheetError(
@@ -253,7 +258,8 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
         ) from None
     except RequestException as error:
         raise SheetError(
-            f"{sheet.url} does not answer ({type(error).__name__}), also after {sheet.seconds:.0f} s of trying. / 구글 시트에 연결할 수 없습니다."
+            f"{sheet.url} does not answer ({type(error).__name__}), also after {sheet.seconds:.0f} s of trying. "
+            "/ 구글 시트에 연결할 수 없습니다."
         ) from None
 
 
@@ -338,7 +344,8 @@ def _download(url: str, max_bytes: int, deadline: float, sleep: Callable[[float]
                 if answer.is_success:
                     if "html" in answer.headers.get("content-type", ""):
                         raise SheetError(
-                            f"{url} answers with a page, not with CSV: publish the sheet (File, Share, Publish to web, CSV), or use a service account"
+                            f"{url} answers with a page, not with CSV: publish the sheet (File, Share, Publish to web, CSV), "
+                            "or use a service account"
                         )
                     body = bytearray()
                     for chunk in answer.iter_bytes():

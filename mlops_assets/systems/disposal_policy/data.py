@@ -1,7 +1,8 @@
-"""Disposal policies: from the frozen sheet of a dataset version to the cleaned table. Every row ends as accepted or quarantined with a reason.
+"""Disposal policies: from a version's frozen sheet to the cleaned table. Every row ends as accepted or quarantined with a reason.
 
-Two steps. Python reads each row by itself (`rows.py`); Spark then applies the rules that compare rows of the same place. Belongs here: those
-rules, and the account of every row. Does not belong here: what a cell means (`rows.py`), what becomes of the policies (`history.py`), Dagster.
+Two steps. Python reads each row by itself (`rows.py`); Spark then applies the rules that compare rows of the same place. Belongs here:
+those rules, and the account of every row. Does not belong here: what a cell means (`rows.py`), what becomes of the policies
+(`history.py`), Dagster.
 """
 
 from __future__ import annotations
@@ -149,8 +150,9 @@ def _raw(scanned: Scanned) -> pa.Table:
 def judge(raw: DataFrame) -> DataFrame:
     """`raw` with `reason` (null: the row survives) and `key`: the place, and which of its rules, counted from 1.
 
-    A place may have several rules, for other days each. Where two claim it: of equal rows the first stays; the newer 데이터기준일자 wins; then
-    the provider that comes first, and rules for the same days give way to the first. A rule looks only at what the rules before it left.
+    A place may have several rules, for other days each. Where two claim it: of equal rows the first stays; the newer 데이터기준일자 wins;
+    then the provider that comes first, and rules for the same days give way to the first. A rule looks only at what
+    the rules before it left.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F

@@ -104,8 +104,9 @@ def _lost(connection: Connection, rows: int, max_loss_share: float) -> str | Non
     if rows >= (1 - max_loss_share) * current:
         return None
     return (
-        f"{rows} policies where {current} hold now: {1 - rows / current:.0%} are lost, {max_loss_share:.0%} may be. The table is as before. "
-        f"Put the rows back into the sheet; if they really are gone, materialize `{SYSTEM}/policy` alone with accept_loss: true. "
+        f"{rows} policies where {current} hold now: {1 - rows / current:.0%} are lost, {max_loss_share:.0%} may be. "
+        f"The table is as before. Put the rows back into the sheet; if they really are gone, materialize "
+        f"`{SYSTEM}/policy` alone with accept_loss: true. "
         f"/ 시트의 행이 {current - rows}개 줄어 반영하지 않았습니다."
     )
 
@@ -160,7 +161,8 @@ def _record(connection: Connection, done: Applied, arrived_at: Any, table: Publi
             "INSERT INTO policy_version (version, arrived_at, table_sha256, applied_at, new, changed, gone, unchanged) "
             "VALUES (:v, :arrived, :sha, clock_timestamp(), :new, :changed, :gone, :unchanged) ON CONFLICT (version) DO UPDATE SET "
             "table_sha256 = excluded.table_sha256, applied_at = excluded.applied_at, new = policy_version.new + excluded.new, "
-            "changed = policy_version.changed + excluded.changed, gone = policy_version.gone + excluded.gone, unchanged = excluded.unchanged "
+            "changed = policy_version.changed + excluded.changed, gone = policy_version.gone + excluded.gone, "
+            "unchanged = excluded.unchanged "
             "WHERE policy_version.table_sha256 <> excluded.table_sha256 OR excluded.new + excluded.changed + excluded.gone > 0"
         ),
         {
