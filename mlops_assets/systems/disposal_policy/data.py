@@ -357,8 +357,8 @@ def check_contract(frame: pd.DataFrame) -> list[Violation]:
     columns |= {f"{kind}_end": pa.Column(str, [end, pa.Check.ne("00:00")], nullable=True) for kind in rules.KINDS}
     columns |= {
         "sido": pa.Column(str, pa.Check(lambda names: names.map(lambda name: name in (regions.sido(name) or ())), name="known_sido")),
-        "sigungu": pa.Column(str, pa.Check.str_length(1)),
-        "collection_type": pa.Column(str, pa.Check.str_length(1)),
+        "sigungu": pa.Column(str, pa.Check.str_length(min_value=1)),
+        "collection_type": pa.Column(str, pa.Check.str_length(min_value=1)),
         "phone": pa.Column(str, pa.Check.str_matches(r"^(0\d{1,2}-\d{3,4}|1\d{3})-\d{4}$"), nullable=True),
         "data_date": pa.Column(str, pa.Check.str_matches(r"^\d{4}-\d\d-\d\d$")),
         "key": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{32}-[1-9]\d*$"), unique=True),
