@@ -173,11 +173,12 @@ def judge(raw: DataFrame) -> DataFrame:
     rows = rows.withColumn("nth", F.row_number().over(among_living))
     rows = rows.withColumn("first_provider", F.max(F.when(alive & (F.col("nth") == 1), F.coalesce("provider_code", F.lit("")))).over(place))
     rows = turn_away(rows, "conflicting_rule", F.coalesce("provider_code", F.lit("")) != F.col("first_provider"))
-    claims = [F.sum(F.when(alive & F.col("general_days").contains(day), 1).otherwise(0)).over(place) for day in rules.WEEK]
-    # Rules without days of general waste cannot be told apart by them: only one may stand.
-    claims.append(F.sum(F.when(alive & F.col("general_days").isNull(), 1).otherwise(0)).over(place))
-    rows = rows.withColumn("claims", F.greatest(*claims))
-    rows = turn_away(rows, "conflicting_rule", (F.col("claims") > 1) & (F.col("nth") > 1))
+    # A day that the rule names and an earlier one named. Rules without days of general waste cannot be told apart: only one may stand.
+    until_here = among_living.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    names = [F.col("general_days").contains(day) for day in rules.WEEK] + [F.col("general_days").isNull()]
+    claimed = [F.when(named, F.sum(F.when(alive & named, 1).otherwise(0)).over(until_here)).otherwise(0) for named in names]
+    rows = rows.withColumn("claims", F.greatest(*claimed))
+    rows = turn_away(rows, "conflicting_rule", F.col("claims") > 1)
     # By their days, not by their line: sorting the sheet changes no policy.
     by_days = Window.partitionBy("place_key").orderBy(F.col("reason").isNotNull(), "general_days", *order)
     rows = rows.withColumn("nth", F.row_number().over(by_days))
