@@ -6,7 +6,7 @@ Belongs here: the shells, and what people see in their metadata. Does not belong
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -116,7 +116,7 @@ def data_assets(config: PolicyConfig, settings: Settings) -> list[dg.AssetsDefin
             done = data.clean(engine, objects, manifest, config.cleaning, spark.engine(), scratch)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
         found = [{"rule": rule, "cells": cells, "means": rows.FINDINGS[rule]} for rule, cells in done.findings.items()]
-        more = {"findings": table(found), "dirty_rows": dg.MetadataValue.text(objects.uri(data.report_key(manifest)))}
+        more: dict[str, Any] = {"dirty_rows": objects.uri(data.report_key(manifest)), **({"findings": table(found)} if found else {})}
         return cleaned_result(done, objects, _SCHEMA, examples, data.ROW_REASONS, data.FILE_REASONS, **more)
 
     @dg.asset(
