@@ -194,7 +194,7 @@ def _patient_client(url: str, deadline: float, sleep: Callable[[float], None], c
     import gspread
     from requests.exceptions import RequestException
 
-    class Patient(gspread.HTTPClient):  # type: ignore[misc]
+    class Patient(gspread.HTTPClient):
         def request(self, method: str, endpoint: str, *args: Any, **kwargs: Any) -> Any:
             endpoint = endpoint.replace(SHEETS_URL, url.rstrip("/"), 1)
             wait = FIRST_WAIT
@@ -204,7 +204,8 @@ def _patient_client(url: str, deadline: float, sleep: Callable[[float], None], c
                 except gspread.exceptions.APIError as error:
                     if error.response.status_code not in TRY_AGAIN:
                         raise
-                    wanted, problem = _retry_after(error.response.headers.get("Retry-After")), error
+                    wanted = _retry_after(error.response.headers.get("Retry-After"))
+                    problem: Exception = error
                 except RequestException as error:
                     wanted, problem = 0.0, error
                 pause = max(wait, wanted)

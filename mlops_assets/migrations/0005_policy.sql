@@ -1,11 +1,11 @@
 -- Disposal policies: one row per content that a policy ever had. The current ones have no valid_to.
 CREATE TABLE policy (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  key text NOT NULL,                   -- the place that it is for, and which of that place's rules
-  content_hash text NOT NULL,
-  sido text NOT NULL,
-  sigungu text NOT NULL,
-  content jsonb NOT NULL,
+  key text COLLATE "C" NOT NULL,                   -- the place that it is for, and which of that place's rules
+  content_hash text COLLATE "C" NOT NULL,
+  sido text COLLATE "C" NOT NULL,
+  sigungu text COLLATE "C" NOT NULL,
+  content json NOT NULL,               -- read whole, never searched: as text it is written faster
   valid_from timestamptz NOT NULL,     -- from when it was what the platform answered
   valid_to timestamptz CHECK (valid_to >= valid_from),
   version text NOT NULL,               -- the dataset version that brought it

@@ -17,7 +17,7 @@ from mlops_assets_tests.serving.running import Running, database_away, running
 PLACES = [("대구광역시", "달성군"), ("대구광역시", "북구"), ("울산광역시", "북구"), ("강원도", "정선군"), ("경기도", "수원시 장안구")]
 
 
-def policy(sido: str, sigungu: str, place: str, **values: Any) -> tuple[str, ...]:
+def policy(sido: str, sigungu: str, place: str, **values: Any) -> history.Row:
     from mlops_assets.settings import canonical
 
     content = dict.fromkeys(STANDARD_COLUMNS) | {"sido": sido, "sigungu": sigungu, "place": place, "general_days": "월+수"} | values
@@ -25,11 +25,11 @@ def policy(sido: str, sigungu: str, place: str, **values: Any) -> tuple[str, ...
     return f"{sido}{sigungu}{place}-1", str(hash(body)), sido, sigungu, body
 
 
-def put(engine: Engine, version: str, rows: list[tuple[str, ...]]) -> datetime:
+def put(engine: Engine, version: str, rows: list[history.Row]) -> datetime:
     """Apply a version as `history.apply` does; returns when."""
     with engine.begin() as connection:
-        done = history.upsert(connection, version, rows)
-        names = {"v": version, **done}
+        done = history.upsert(connection, version, [row[:2] for row in rows], lambda wanted: (row for row in rows if row[0] in wanted))
+        names = {"v": version, **vars(done)}
         sql = (
             "INSERT INTO policy_version VALUES (:v, now(), 's', clock_timestamp(), :new, :changed, :gone, :unchanged) RETURNING applied_at"
         )

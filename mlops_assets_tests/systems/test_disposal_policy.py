@@ -344,10 +344,9 @@ def test_a_sheet_that_lost_rows_changes_nothing_unless_people_say_that_it_is_so(
 def test_a_failing_write_leaves_the_table_as_it_was(versions: Versions) -> None:
     versions.run("v1", SAMPLE)
     before = versions.table()
-    manifest, table = find_cleaned(versions.engine, versions.store, data.SYSTEM, "v1")
     with pytest.raises(Exception, match="duplicate key"), versions.engine.begin() as connection:
-        one = ("k-1", "h", "서울특별시", "중구", "{}")
-        history.upsert(connection, "v2", [one, ("k-1", "other", *one[2:])])
+        two: list[history.Row] = [("k-1", content_hash, "서울특별시", "중구", "{}") for content_hash in ("one", "other")]
+        history.upsert(connection, "v2", [row[:2] for row in two], lambda wanted: two)
     assert versions.table() == before
 
 

@@ -6,9 +6,10 @@ Does not belong here: what a policy is (`data.py`), who asks for it (`serving/po
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
 from mlops_assets.database import copy_rows, lock
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from mlops_assets.lifecycle.dataset import Manifest, PublishedTable
 
-ARRIVED: Final = ("key", "content_hash", "sido", "sigungu", "content")
+#: key, content hash, 시도, 시군구, content as JSON.
+Row = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def apply(
             return Applied(manifest.version, superseded_by=newest)
         problem = None if accept_loss else _lost(connection, policies.num_rows, max_loss_share)
         dataset.refuse(connection, manifest.system, manifest.version, problem)
-        done = Applied(manifest.version) if problem else Applied(manifest.version, **upsert(connection, manifest.version, _rows(policies)))
+        done = Applied(manifest.version)
         if problem is None:
+            keys = zip(policies["key"].to_pylist(), policies["content_hash"].to_pylist(), strict=True)
+            done = upsert(connection, manifest.version, keys, partial(_rows, policies))
             _record(connection, done, arrived_at, table)
         crash.reach("policy.before_commit")
     crash.reach("policy.after_commit")
@@ -111,46 +115,46 @@ def _lost(connection: Connection, rows: int, max_loss_share: float) -> str | Non
     )
 
 
-def _rows(policies: pa.Table) -> Iterable[Sequence[str]]:
+def _rows(policies: pa.Table, wanted: Collection[str]) -> Iterator[Row]:
+    """The policies whose keys are wanted. The others' content is not even made."""
     names = ("key", "content_hash", *FIELDS)
     for batch in policies.select(list(names)).to_batches(max_chunksize=10_000):
         for key, content_hash, *values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            content = dict(zip(FIELDS, values, strict=True))
-            yield key, content_hash, content["sido"], content["sigungu"], canonical(content)
+            if key in wanted:
+                content = dict(zip(FIELDS, values, strict=True))
+                yield key, content_hash, content["sido"], content["sigungu"], canonical(content)
 
 
-def upsert(connection: Connection, version: str, rows: Iterable[Sequence[Any]]) -> Mapping[str, int]:
-    """Make `rows` (`ARRIVED`) the current ones, in the connection's transaction; returns new, changed, gone, unchanged.
+def upsert(
+    connection: Connection, version: str, keys: Iterable[tuple[str, str]], rows: Callable[[Collection[str]], Iterable[Row]]
+) -> Applied:
+    """Make what `keys` names (key, content hash) the current policies, in the connection's transaction.
 
-    COPY into a staging table, then two statements: what changed or is gone is closed, what changed or is new is added.
+    COPY of the keys into a staging table; what changed or is gone is closed; of what changed or is new, and of nothing else, `rows` is
+    asked for the content, which COPY adds.
     """
     from sqlalchemy import text
 
-    columns = ", ".join(ARRIVED)
-    connection.execute(text(f"CREATE TEMPORARY TABLE arrived ON COMMIT DROP AS SELECT {columns} FROM policy WITH NO DATA"))
-    count = copy_rows(connection, "arrived", ARRIVED, rows)
+    connection.execute(text('CREATE TEMPORARY TABLE arrived (key text COLLATE "C", content_hash text COLLATE "C") ON COMMIT DROP'))
+    count = copy_rows(connection, "arrived", ("key", "content_hash"), keys)
     connection.execute(text("ANALYZE arrived"))
-    names = {"v": version, "at": connection.execute(text("SELECT clock_timestamp()")).scalar_one()}
-    closed = connection.execute(
-        text(
-            "UPDATE policy p SET valid_to = :at, closed_by = :v WHERE valid_to IS NULL "
-            "AND NOT EXISTS (SELECT FROM arrived a WHERE (a.key, a.content_hash) = (p.key, p.content_hash))"
-        ),
-        names,
-    ).rowcount
-    added = connection.execute(
-        text(
-            f"INSERT INTO policy ({columns}, valid_from, version) SELECT {columns}, :at, :v FROM arrived a "
-            "WHERE NOT EXISTS (SELECT FROM policy p WHERE p.key = a.key AND p.valid_to IS NULL)"
-        ),
-        names,
-    ).rowcount
+    at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    close = (
+        "UPDATE policy p SET valid_to = :at, closed_by = :v WHERE valid_to IS NULL "
+        "AND NOT EXISTS (SELECT FROM arrived a WHERE (a.key, a.content_hash) = (p.key, p.content_hash))"
+    )
+    closed = connection.execute(text(close), {"at": at, "v": version}).rowcount
+    missing = "SELECT key FROM arrived a WHERE NOT EXISTS (SELECT FROM policy p WHERE p.key = a.key AND p.valid_to IS NULL)"
+    wanted = set(connection.execute(text(missing)).scalars())
+    columns = ("key", "content_hash", "sido", "sigungu", "content", "valid_from", "version")
+    since = at.isoformat()  # as text, once: not 100,000 times
+    added = copy_rows(connection, "policy", columns, ((*row, since, version) for row in rows(wanted))) if wanted else 0
     # Of what was closed, the keys that are there again were changed.
     changed = 0
     if closed and added:
-        sql = "SELECT count(*) FROM policy p JOIN arrived a USING (key) WHERE p.valid_to = :at AND p.closed_by = :v"
-        changed = int(connection.execute(text(sql), names).scalar_one())
-    return {"new": added - changed, "changed": changed, "gone": closed - changed, "unchanged": count - added}
+        again = "SELECT count(*) FROM policy p JOIN arrived a USING (key) WHERE p.valid_to = :at AND p.closed_by = :v"
+        changed = int(connection.execute(text(again), {"at": at, "v": version}).scalar_one())
+    return Applied(version, new=added - changed, changed=changed, gone=closed - changed, unchanged=count - added)
 
 
 def _record(connection: Connection, done: Applied, arrived_at: Any, table: PublishedTable) -> None:
