@@ -107,15 +107,15 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def _system(name: str) -> tuple[ModelSystem, SystemConfig, Settings]:
-    """A system by name with its validated configuration."""
+def _system(name: str, choices: Sequence[str] = ()) -> tuple[ModelSystem, SystemConfig, Settings]:
+    """A system with a model, by name, with its validated configuration. `choices`: what may be given here, where that is more."""
     from importlib import import_module
 
     from mlops_assets.settings import load_config
     from mlops_assets.systems import SYSTEMS
 
     if name not in SYSTEMS:
-        raise Stop(2, f"unknown system {name!r}: choose one of {', '.join(SYSTEMS)}")
+        raise Stop(2, f"unknown system {name!r}: choose one of {', '.join(choices or SYSTEMS)}")
     settings = load_settings()
     system: ModelSystem = import_module(f"mlops_assets.systems.{name}.training").SYSTEM
     return system, load_config(system.config_type, name, settings.configs), settings
@@ -193,8 +193,10 @@ def land(
     """Copy PATH (a file or folder) into the landing zone as a dataset version. The sensor does the rest."""
     from mlops_assets.ingest.objects import land as land_objects
     from mlops_assets.store import ObjectStore
+    from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 
-    _system(system)
+    if system not in DATA_SYSTEMS:
+        _system(system, (*SYSTEMS, *DATA_SYSTEMS))
     settings = load_settings()
     done = land_objects(settings, ObjectStore.of(settings), system, path, dataset_version, parent=parent)
     _out(

@@ -45,6 +45,9 @@ DATASET_POINTS: Final = (
     "cleaned.after_commit",
 )
 
+#: Around the one transaction that applies a version of the disposal policies.
+POLICY_POINTS: Final = ("policy.before_commit", "policy.after_commit")
+
 #: While training, `<n>` being a step: before it is logged, a checkpoint written aside, a checkpoint under its own name.
 TRAINER_POINTS: Final = ("trainer.step_<n>", "trainer.aside_<n>", "trainer.saved_<n>")
 

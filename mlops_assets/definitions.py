@@ -19,7 +19,7 @@ from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.resources.spark import SparkResource
 from mlops_assets.settings import Settings, load_settings
-from mlops_assets.systems import SYSTEMS
+from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
@@ -51,14 +51,14 @@ def build_defs(settings: Settings | None = None, overrides: Mapping[str, Any] | 
         "spark": SparkResource.of(settings),
         **(overrides or {}),
     }
-    systems = [import_module(f"mlops_assets.systems.{name}.assets").build(settings, open_platform) for name in SYSTEMS]
+    systems = [import_module(f"mlops_assets.systems.{name}.assets").build(settings, open_platform) for name in (*SYSTEMS, *DATA_SYSTEMS)]
     shared = dg.Definitions(
         sensors=[mirror_sensor(SYSTEMS, open_platform), failure_sensor(open_platform)],
         resources=resources,
         # A run is a process of its own already: its assets run in it.
         executor=dg.in_process_executor,
     )
-    return dg.Definitions.merge(*systems, *[reconciliation(name) for name in SYSTEMS], shared)
+    return dg.Definitions.merge(*systems, *[reconciliation(name) for name in (*SYSTEMS, *DATA_SYSTEMS)], shared)
 
 
 @dg.definitions

@@ -203,3 +203,70 @@ def _photo(rng: random.Random, defective: bool) -> Image.Image:
     else:
         draw.line((x, y, x + rng.randint(-14, 30), y + rng.randint(12, 30)), fill=230, width=rng.randint(2, 4))
     return Image.composite(Image.new("L", photo.size, 25 if blob else 235), photo, mark.filter(ImageFilter.GaussianBlur(0.8)))
+
+
+# --- disposal policies ----------------------------------------------------------------------------------------------------------
+
+_POLICY_COLUMNS: Final = _words(
+    "시도명,시군구명,관리구역명,관리구역대상지역명,배출장소유형,배출장소,생활쓰레기배출방법,음식물쓰레기배출방법,재활용품배출방법,"
+    "일시적다량폐기물배출방법,일시적다량폐기물배출장소,생활쓰레기배출요일,음식물쓰레기배출요일,재활용품배출요일,생활쓰레기배출시작시각,"
+    "생활쓰레기배출종료시각,음식물쓰레기배출시작시각,음식물쓰레기배출종료시각,재활용품배출시작시각,재활용품배출종료시각,"
+    "일시적다량폐기물배출시작시각,일시적다량폐기물배출종료시각,미수거일,관리부서명,관리부서전화번호,데이터기준일자,제공기관코드,제공기관명"
+)
+_REGIONS: Final = (
+    ("서울특별시", "성북구"),
+    ("대구광역시", "달성군"),
+    ("경기도", "의왕시"),
+    ("제주특별자치도", "서귀포시"),
+    ("강원도", "정선군"),
+)
+
+
+def policy_rows(count: int, seed: int = 7) -> list[list[str]]:
+    """Header and `count` clean rows of 전국생활쓰레기배출정보표준데이터's form, each of a place of its own."""
+    rng = random.Random(seed)
+    rows = [list(_POLICY_COLUMNS)]
+    for number in range(count):
+        sido, sigungu = rng.choice(_REGIONS)
+        days = ["+".join(sorted(rng.sample("월화수목금토일", rng.randint(1, 5)), key="월화수목금토일".index)) for _ in range(3)]
+        start, end = rng.choice(("18:00", "19:00", "20:00")), rng.choice(("04:00", "23:00", "06:00"))
+        method = ["종량제봉투에 넣어 배출", "물기를 제거한 후 전용용기에 배출", "투명한 봉투에 담아 배출", "읍면동에 신고 후 배출"]
+        rows.append(
+            [sido, sigungu, f"{number % 5 + 1}권역", f"{number}통", rng.choice(("문전수거", "거점수거")), f"{number}번 골목 앞", *method]
+            + ["신고한 장소", *days, *(start, end) * 3, "09:00", "18:00", "일요일+공휴일", "환경과", f"02-{1000 + number % 9000}-1234"]
+            + [rng.choice(("2026-03-02", "2026-07-15")), "3070000", f"{sido} {sigungu}"]
+        )
+    return rows
+
+
+def write_policies(folder: Path, *, rows: int = 200, seed: int = 7, bad: bool = False) -> None:
+    """`policies.csv` in CP949, as Excel writes it in Korea: mostly clean rules, and a few dirty ones at the end.
+
+    Args:
+        bad: the sheet has lost nine of ten rows: it must not empty the table.
+    """
+    import csv
+
+    header, *content = policy_rows(rows, seed)
+    at = {name: number for number, name in enumerate(header)}
+
+    def changed(number: int, **cells: str) -> list[str]:
+        row = list(content[number])
+        for name, cell in cells.items():
+            row[at[name]] = cell
+        return row
+
+    if bad:
+        content = content[: rows // 10]
+    else:
+        content += [
+            list(content[0]),
+            changed(1, 배출장소="새 장소 1", 배출장소유형="문전수거+거점수거", 생활쓰레기배출종료시각="24:00"),
+            changed(2, 배출장소="새 장소 2", 생활쓰레기배출요일="월,수,금요일", 관리부서전화번호="없음"),
+            changed(3, 배출장소="=1+1 앞", 미수거일="1899-12-30"),
+            changed(4, 배출장소="새 장소 4", 생활쓰레기배출요일="격주 월요일"),
+            changed(5, 배출장소="새 장소 5", 음식물쓰레기배출시작시각="25:00"),
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "policies.csv").open("w", encoding="cp949", newline="") as file:
+        csv.writer(file).writerows([header, *content])

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     """PostgreSQL of the MLflow server (`postgresql://...`)."""
     comments_url: str | None = None
     """The application's MySQL (`mysql+pymysql://...`), read only."""
+    sheets_credentials: Path | None = None
+    """JSON file of the Google service account that may read the team's sheet."""
+    sheets_url: str | None = None
+    """Another endpoint than Google's Sheets API (tests, a proxy)."""
 
     object_store_url: str | None = None
     """`file:///dir` or `s3://bucket/prefix`: landing zone, frozen objects, bundles."""
@@ -284,7 +288,7 @@ class SystemConfig(Strict):
         return self
 
 
-C = TypeVar("C", bound=SystemConfig)
+C = TypeVar("C", bound=Strict)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

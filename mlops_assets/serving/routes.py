@@ -24,7 +24,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from mlops_assets.serving import errors
+from mlops_assets.serving import errors, policies
 from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
@@ -88,6 +88,19 @@ _FEEDBACK_DOC = {
             }
         },
     }
+}
+
+
+_POLICIES_DOC = {
+    "parameters": [
+        {"name": name, "in": "query", "required": name == "region", "schema": {"type": kind}, "description": text}
+        for name, kind, text in (
+            ("region", "string", "시도, 시군구 or both, with or without spaces: 대구 달성군"),
+            ("at", "string", "a day (its end in Seoul) or a time with zone; left out: now"),
+            ("limit", "integer", f"policies of a page, {policies.MAX_LIMIT} at most"),
+            ("after", "integer", "given by `next` of the answer before"),
+        )
+    ]
 }
 
 
@@ -193,6 +206,17 @@ class Routes:
         self.server.metrics.truth(given)
         return _json({"request_id": request_id} | given._asdict(), 201)
 
+    async def policies(self, request: Request) -> Response:
+        """The disposal policies of a region, from the table alone: no model answers here."""
+        try:
+            return _json(await asyncio.to_thread(policies.find, self.server.engine(), dict(request.query_params)))
+        except ApiError:
+            raise
+        except Exception as error:  # the driver's own types
+            log.warning("policies: %s", error)
+            korean, fix = "데이터베이스에 연결할 수 없습니다.", "Try again when the database is back."
+            raise ApiError(503, "ledger_away", "the policies cannot be read now", korean, fix, headers={"Retry-After": "5"}) from None
+
     def _give(self, request_id: str, labels: list[Any], actor: str) -> Given:
         """Blocks: call it on a thread."""
         engine = self.server.engine()
@@ -266,6 +290,10 @@ def build(server: Server) -> FastAPI:
     @app.post("/feedback/{request_id}", response_class=Response, openapi_extra=_FEEDBACK_DOC)
     async def feedback(request_id: str, request: Request) -> Response:
         return await routes.feedback(request_id, request)
+
+    @app.get("/policies", response_class=Response, openapi_extra=_POLICIES_DOC)
+    async def disposal_policies(request: Request) -> Response:
+        return await routes.policies(request)
 
     @app.get("/livez", response_class=Response)
     async def live() -> Response:
