@@ -353,6 +353,24 @@ def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None
     return validate(kind, merge(base, read_yaml(path)), str(path))
 
 
+def load_review(system: str, folder: Path) -> ReviewSection:
+    """The section `review` alone, for the server, which knows no system's config type; its defaults where there is none."""
+    content = load_config_text(system, folder).get("review")
+    try:
+        return ReviewSection.model_validate(content or {})
+    except ValidationError as error:
+        raise SettingsError(f"{folder / f'{system}.yaml'}: review is not valid: {error.errors()[0]['msg']}") from None
+
+
+def load_config_text(name: str, folder: Path) -> dict[str, Any]:
+    """`base.yaml` with `<name>.yaml` over it, not validated; empty where there are none."""
+    files = [path for path in (folder / "base.yaml", folder / f"{name}.yaml") if path.exists()]
+    merged: dict[str, Any] = {}
+    for path in files:
+        merged = merge(merged, read_yaml(path))
+    return merged
+
+
 def validate(kind: type[C], values: Mapping[str, Any], source: str) -> C:
     try:
         return kind.model_validate(values)

@@ -140,13 +140,16 @@ def random_turn(system: str, drawn: int, share: float) -> bool:
 def _uncertain(connection: Connection, system: str) -> int | None:
     from sqlalchemy import text
 
+    # OFFSET 0: the index's order is followed until the first that fits, whatever the planner knows of the tables.
     sql = text(
         "INSERT INTO review_task (system, source, id, content_hash, arm, sampled, predicted, uncertainty, bundle_sha256) "
-        "SELECT :s, source, id, content_hash, 'uncertain', false, s.labels, s.uncertainty, s.bundle_sha256 "
-        "FROM comment_score s JOIN comment c USING (source, id, content_hash) WHERE s.system = :s AND c.deleted_at IS NULL "
-        "AND NOT EXISTS (SELECT FROM review_task t WHERE t.system = :s AND (t.source, t.id, t.content_hash) = (c.source, c.id, c.content_hash))"
-        " AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (c.source, c.id, c.content_hash)) "
-        "ORDER BY s.uncertainty DESC, s.source, s.id LIMIT 1 RETURNING task"
+        "SELECT system, source, id, content_hash, 'uncertain', false, labels, uncertainty, bundle_sha256 FROM comment_score s "
+        "WHERE system = :s AND EXISTS (SELECT FROM comment c "
+        "  WHERE (c.source, c.id, c.content_hash) = (s.source, s.id, s.content_hash) AND c.deleted_at IS NULL OFFSET 0) "
+        "AND NOT EXISTS (SELECT FROM review_task t "
+        "  WHERE (t.system, t.source, t.id, t.content_hash) = (s.system, s.source, s.id, s.content_hash) OFFSET 0) "
+        "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (s.source, s.id, s.content_hash) OFFSET 0) "
+        "ORDER BY uncertainty DESC, source, id LIMIT 1 RETURNING task"
     )
     return connection.execute(sql, {"s": system}).scalar()
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from mlops_assets.lifecycle.system import ModelSystem
-    from mlops_assets.settings import Settings
+    from mlops_assets.settings import ReviewSection, Settings
     from mlops_assets.store import ObjectStore
 
 BATCH: Final = 256
@@ -48,10 +48,11 @@ def unscored(connection: Connection, system: str, bundle_sha256: str) -> bool:
     return bool(connection.execute(text(f"SELECT EXISTS (SELECT {_UNSCORED})"), {"s": system, "b": bundle_sha256}).scalar_one())
 
 
-def score(engine: Engine, store: ObjectStore, settings: Settings, system: ModelSystem, scratch: Path, *, limit: int) -> Scored | None:
-    """Score up to `limit` comments with the champion's verified bundle, the newest first. None: there is no champion."""
+def score(engine: Engine, store: ObjectStore, settings: Settings, system: ModelSystem, scratch: Path, section: ReviewSection) -> Scored | None:
+    """Score comments with the champion's verified bundle, the newest first, `scores_per_run` at most. None: there is no champion."""
     from sqlalchemy import text
 
+    limit = section.scores_per_run
     with engine.connect() as connection:
         champion, _ = promotion.latest_verified(connection, system.name, "champion", settings.public_keys_path)
         if champion is None:
@@ -64,13 +65,14 @@ def score(engine: Engine, store: ObjectStore, settings: Settings, system: ModelS
     if not rows:
         return Scored(champion.bundle_sha256, 0, 0, False)
     predictor = system.load_predictor(bundle.fetch(store, champion.bundle_sha256, champion.files, scratch / "bundles"), settings.threads)
-    thresholds = getattr(predictor, "thresholds", None)
+    by_label = _by_label(getattr(predictor, "thresholds", None), predictor.labels)
     unreadable = 0
     for start in range(0, len(rows), BATCH):  # what was scored when a run dies stays
         part = rows[start : start + BATCH]
         answers = _predict(predictor.predict, [row.text for row in part])
         unreadable += sum(one is None for one in answers)
-        _store(engine, system.name, champion.bundle_sha256, part, answers, _by_label(thresholds, predictor.labels))
+        said = [None if one is None else (labels_of(one) or list(section.exclusive[:1]), one["probs"], uncertainty(one, by_label)) for one in answers]
+        _store(engine, system.name, champion.bundle_sha256, part, said)
     return Scored(champion.bundle_sha256, len(rows) - unreadable, unreadable, more)
 
 
@@ -95,7 +97,7 @@ def _by_label(thresholds: Any, labels: Sequence[str]) -> Mapping[str, float]:
 
 
 def labels_of(answer: Mapping[str, Any]) -> list[str]:
-    """What an answer says: `labels` of a multi-label model (none of them: an empty list), else its `label`."""
+    """What an answer says: `labels` of a multi-label model (perhaps none), else its `label`."""
     return sorted(answer["labels"]) if "labels" in answer else [answer["label"]]
 
 
@@ -114,22 +116,16 @@ def _nearness(probability: float, threshold: float) -> float:
     return min(1.0, max(0.0, 1 - abs(probability - threshold) / room)) if room > 0 else 1.0
 
 
-def _store(
-    engine: Engine,
-    system: str,
-    digest: str,
-    rows: Sequence[Any],
-    answers: Sequence[Mapping[str, Any] | None],
-    thresholds: Mapping[str, float],
-) -> None:
+def _store(engine: Engine, system: str, digest: str, rows: Sequence[Any], said: Sequence[tuple[Sequence[str], Any, float] | None]) -> None:
     from sqlalchemy import text
 
     columns = ["system", "source", "id", "content_hash", "bundle_sha256", "labels", "probabilities", "uncertainty"]
-    values = (
-        (system, row.source, row.id, row.content_hash, digest)
-        + (([], "{}", 1.0) if one is None else (labels_of(one), json.dumps(one["probs"], ensure_ascii=False), uncertainty(one, thresholds)))
-        for row, one in zip(rows, answers, strict=True)
-    )
+    values = []
+    for row, one in zip(rows, said, strict=True):
+        labels, probabilities, uncertain = one or ((), {}, 1.0)
+        values.append(
+            (system, row.source, row.id, row.content_hash, digest, list(labels), json.dumps(probabilities, ensure_ascii=False), uncertain)
+        )
     with engine.begin() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE scored (LIKE comment_score INCLUDING DEFAULTS) ON COMMIT DROP"))
         copy_rows(connection, "scored", columns, values)
