@@ -63,7 +63,9 @@ _SUSPICIOUS: Final = "@|[0-9][-. ]?[0-9][-. )]?[0-9]"
 _TOKENS: Final = "\\[(URL|" + "|".join(sorted({replacement[1:-1] for _, _, replacement in MASKS})) + ")\\]"
 _HANGUL: Final = "가-힣ㄱ-ㅎㅏ-ㅣ\u1100-\u115e\u1161-\u11ff"
 #: Written out: the engines know different versions of Unicode.
-_LETTERS: Final = f"A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u04ff\u0590-\u05ff\u0600-\u06ff\u0900-\u097f\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff{_HANGUL}"
+_LETTERS: Final = (
+    f"A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u04ff\u0590-\u05ff\u0600-\u06ff\u0900-\u097f\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff{_HANGUL}"
+)
 
 
 def cleaned(frame: DataFrame, column: str, rules: CleaningRules) -> DataFrame:

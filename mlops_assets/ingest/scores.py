@@ -18,7 +18,7 @@ from mlops_assets.lifecycle import bundle, promotion
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from mlops_assets.lifecycle.system import ModelSystem
+    from mlops_assets.lifecycle.system import ModelSystem, Predictor
     from mlops_assets.settings import ReviewSection, Settings
     from mlops_assets.store import ObjectStore
 
@@ -48,7 +48,9 @@ def unscored(connection: Connection, system: str, bundle_sha256: str) -> bool:
     return bool(connection.execute(text(f"SELECT EXISTS (SELECT {_UNSCORED})"), {"s": system, "b": bundle_sha256}).scalar_one())
 
 
-def score(engine: Engine, store: ObjectStore, settings: Settings, system: ModelSystem, scratch: Path, section: ReviewSection) -> Scored | None:
+def score(
+    engine: Engine, store: ObjectStore, settings: Settings, system: ModelSystem, scratch: Path, section: ReviewSection
+) -> Scored | None:
     """Score comments with the champion's verified bundle, the newest first, `scores_per_run` at most. None: there is no champion."""
     from sqlalchemy import text
 
@@ -65,13 +67,13 @@ def score(engine: Engine, store: ObjectStore, settings: Settings, system: ModelS
     if not rows:
         return Scored(champion.bundle_sha256, 0, 0, False)
     predictor = system.load_predictor(bundle.fetch(store, champion.bundle_sha256, champion.files, scratch / "bundles"), settings.threads)
-    by_label = _by_label(getattr(predictor, "thresholds", None), predictor.labels)
+    by_label = thresholds_of(predictor)
     unreadable = 0
     for start in range(0, len(rows), BATCH):  # what was scored when a run dies stays
         part = rows[start : start + BATCH]
         answers = _predict(predictor.predict, [row.text for row in part])
         unreadable += sum(one is None for one in answers)
-        said = [None if one is None else (labels_of(one) or list(section.exclusive[:1]), one["probs"], uncertainty(one, by_label)) for one in answers]
+        said = [None if one is None else (labels_of(one), one["probs"], uncertainty(one, by_label)) for one in answers]
         _store(engine, system.name, champion.bundle_sha256, part, said)
     return Scored(champion.bundle_sha256, len(rows) - unreadable, unreadable, more)
 
@@ -90,24 +92,27 @@ def _predict(predict: Any, texts: Sequence[str]) -> list[Mapping[str, Any] | Non
         return answers
 
 
-def _by_label(thresholds: Any, labels: Sequence[str]) -> Mapping[str, float]:
-    if thresholds is None or isinstance(thresholds, Mapping):
-        return dict(thresholds or {})
-    return dict(zip(labels, thresholds, strict=True))
+def thresholds_of(predictor: Predictor) -> dict[str, float]:
+    """Of a model with several labels, each one's threshold, but not that of the label that is said when there is no other; else none."""
+    rule = getattr(predictor, "rule", None)
+    if rule is None:
+        return {}
+    named = enumerate(zip(predictor.labels, rule.thresholds, strict=True))
+    return {label: float(threshold) for number, (label, threshold) in named if number != rule.fallback}
 
 
 def labels_of(answer: Mapping[str, Any]) -> list[str]:
-    """What an answer says: `labels` of a multi-label model (perhaps none), else its `label`."""
+    """What an answer says: `labels` of a multi-label model, else its `label`."""
     return sorted(answer["labels"]) if "labels" in answer else [answer["label"]]
 
 
 def uncertainty(answer: Mapping[str, Any], thresholds: Mapping[str, float]) -> float:
     """In [0, 1]. One label: how near the second best is to the best. Several: how near the least certain one is to its threshold."""
     probabilities: dict[str, float] = {name: float(value) for name, value in answer["probs"].items()}
-    if "labels" not in answer:
+    if not thresholds:
         best, second = (sorted(probabilities.values(), reverse=True) + [0.0])[:2]
         return min(1.0, max(0.0, 1 - (best - second)))
-    return max(_nearness(value, thresholds.get(name, 0.5)) for name, value in probabilities.items())
+    return max(_nearness(probabilities[name], threshold) for name, threshold in thresholds.items())
 
 
 def _nearness(probability: float, threshold: float) -> float:

@@ -41,7 +41,11 @@ _PROBLEMS: Final = {
     "bad_reviewer": (400, "검수자 이름이 올바르지 않습니다.", "Send your own name as `reviewer`: two people must have two names."),
     "wrong_labels": (400, "선택할 수 없는 라벨입니다.", "Choose from the labels in the answer of GET /review/{system}/next."),
     "unknown_task": (404, "없는 검수 항목입니다.", "GET /review/{system}/next has the next question."),
-    "text_changed": (409, "그 사이 댓글이 수정되거나 삭제되었습니다.", "Nothing was stored. GET /review/{system}/next has the next question."),
+    "text_changed": (
+        409,
+        "그 사이 댓글이 수정되거나 삭제되었습니다.",
+        "Nothing was stored. GET /review/{system}/next has the next question.",
+    ),
     "lease_lost": (
         409,
         "시간이 지나 다른 사람에게 넘어간 항목입니다.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not PROGRAM, reason="no Chromium: apt-get install chromium")]
 
-ATTACK = "<img src=x onerror=\"window.hurt=1\"><script>window.hurt=1</script> '); 👨‍👩‍👧 그냥 글입니다"
+ATTACK = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> \'); 👨‍👩‍👧 그냥 글입니다'
 BAD_LABEL = "</script><script>window.hurt=1</script>"
 
 

@@ -47,7 +47,9 @@ def say(engine: Engine, task: queue.Task, who: str, *labels: str, section: Revie
 
 def expire(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.execute(text("UPDATE review_task SET leased_until = clock_timestamp() - interval '1 second' WHERE leased_to IS NOT NULL"))
+        connection.execute(
+            text("UPDATE review_task SET leased_until = clock_timestamp() - interval '1 second' WHERE leased_to IS NOT NULL")
+        )
 
 
 @pytest.fixture
