@@ -2,7 +2,7 @@
 
 Two figures. The headline is the whole job as the platform runs it: a run is a process of its own, so from starting the process to the
 written Parquet, imports and the engine's (and the JVM's) start included, on both sides. `warm` is the second cleaning in a process that is
-up already, the start outside. Local Spark is tuned for one machine (few shuffle partitions, no UI); once also as its documentation shows it.
+up already, the start outside. Local Spark is tuned for one machine (few shuffle partitions, no UI), once also as documented.
 Equal rows and equal accounts are asserted first. NSMC is read where MLOPS_REAL_DATA names it, else generated reviews; one row in ten
 gets a number, repeats or another row's text, so that every rule has work.
     python benchmarks/cleaning_texts.py [--quick]

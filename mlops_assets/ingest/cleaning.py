@@ -46,7 +46,7 @@ class CleaningRules(Strict):
     """Of the letters of all scripts, masks and addresses not counted."""
 
 
-#: Zero-width and direction marks, soft hyphens, byte-order marks, variation selectors, Hangul fillers, controls. Not U+200D: it joins emoji.
+#: Zero-width and direction marks, soft hyphens, byte-order marks, variation selectors, fillers, controls. Not U+200D: it joins emoji.
 _INVISIBLE: Final = (
     "[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200c\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb]+"

@@ -1,4 +1,4 @@
-"""Dataset versions cut from the ledger of comments: what changed since the version that a cut extends, as lines of JSON in the landing zone.
+"""Dataset versions cut from the ledger of comments: what changed since the version that one extends, as lines of JSON in the landing zone.
 
 A cut's rows and its name are committed first; its objects are a function of those rows, written as often as it takes until `_READY` is
 there. What it holds is the difference between how comments stand now and what the versions before it say, not what lies behind a cursor:
@@ -97,7 +97,8 @@ def due(ledger: Ledger, section: CutsSection, *, asked: bool = False) -> Due:
 _BEFORE = (
     "WITH RECURSIVE ancestor AS ("
     "  SELECT version, parent, 0 AS distance FROM dataset_version WHERE system = :s AND version = :p"
-    "  UNION ALL SELECT d.version, d.parent, a.distance + 1 FROM dataset_version d JOIN ancestor a ON d.version = a.parent WHERE d.system = :s"
+    "  UNION ALL SELECT d.version, d.parent, a.distance + 1"
+    "  FROM dataset_version d JOIN ancestor a ON d.version = a.parent WHERE d.system = :s"
     "), before AS ("
     "  SELECT DISTINCT ON (source, id) source, id, content_hash, labels, deleted"
     "  FROM comment_cut_row r JOIN ancestor USING (version) WHERE r.system = :s ORDER BY source, id, distance"
@@ -158,7 +159,8 @@ def newest_frozen(connection: Connection, system: str) -> str | None:
     from sqlalchemy import text
 
     sql = text(
-        "SELECT version FROM dataset_version WHERE system = :s AND state = 'frozen' ORDER BY frozen_at DESC NULLS LAST, version DESC LIMIT 1"
+        "SELECT version FROM dataset_version WHERE system = :s AND state = 'frozen' "
+        "ORDER BY frozen_at DESC NULLS LAST, version DESC LIMIT 1"
     )
     found = connection.execute(sql, {"s": system}).scalar()
     return None if found is None else str(found)
@@ -183,41 +185,40 @@ def cut(engine: Engine, system: str, section: CutsSection, *, asked: bool = Fals
     """Settle what the next version holds, in one transaction, if one is due. Returns the cut, or None, and why (not)."""
     from sqlalchemy import text
 
-    with engine.begin() as connection:
-        with lock(connection, f"comment_cut/{system}"):  # of two at once the second finds the first one's cut
-            decided = due(look(connection, system, section), section, asked=asked)
-            if not decided.cut:
-                return None, decided.why
-            parent = newest_frozen(connection, system)
-            assert parent is not None
-            known = connection.execute(
-                text(
-                    "SELECT (SELECT coalesce(max(sequence_to), 0) FROM comment_cut WHERE system = :s) AS low, "
-                    "(SELECT coalesce(max(sequence), 0) FROM comment_label) AS high, now() AS at"
-                ),
-                {"s": system},
-            ).one()
-            version = _name(connection, system, known.at, known.high)
-            row = {"s": system, "v": version, "p": parent, "low": known.low, "high": known.high, "r": decided.why}
-            connection.execute(
-                text(
-                    "INSERT INTO comment_cut (system, version, parent, sequence_from, sequence_to, rows, reason) "
-                    "VALUES (:s, :v, :p, :low, :high, 0, :r)"
-                ),
-                row,
-            )
-            rows = connection.execute(
-                text(
-                    "INSERT INTO comment_cut_row (system, version, source, id, content_hash, text, labels, created_at, deleted) "
-                    f"SELECT :s, :v, changed.* FROM ({_CHANGED}) changed"
-                ),
-                {**row, "o": list(section.origins)},
-            ).rowcount
-            if rows == 0:  # what had changed has changed back meanwhile
-                connection.rollback()
-                return None, "no comment has another label than before"
-            connection.execute(text("UPDATE comment_cut SET rows = :n WHERE system = :s AND version = :v"), {**row, "n": rows})
-            crash.reach("cut.before_commit")
+    with engine.begin() as connection, lock(connection, f"comment_cut/{system}"):  # of two at once the second finds the first one's cut
+        decided = due(look(connection, system, section), section, asked=asked)
+        if not decided.cut:
+            return None, decided.why
+        parent = newest_frozen(connection, system)
+        assert parent is not None
+        known = connection.execute(
+            text(
+                "SELECT (SELECT coalesce(max(sequence_to), 0) FROM comment_cut WHERE system = :s) AS low, "
+                "(SELECT coalesce(max(sequence), 0) FROM comment_label) AS high, now() AS at"
+            ),
+            {"s": system},
+        ).one()
+        version = _name(connection, system, known.at, known.high)
+        row = {"s": system, "v": version, "p": parent, "low": known.low, "high": known.high, "r": decided.why}
+        connection.execute(
+            text(
+                "INSERT INTO comment_cut (system, version, parent, sequence_from, sequence_to, rows, reason) "
+                "VALUES (:s, :v, :p, :low, :high, 0, :r)"
+            ),
+            row,
+        )
+        rows = connection.execute(
+            text(
+                "INSERT INTO comment_cut_row (system, version, source, id, content_hash, text, labels, created_at, deleted) "
+                f"SELECT :s, :v, changed.* FROM ({_CHANGED}) changed"
+            ),
+            {**row, "o": list(section.origins)},
+        ).rowcount
+        if rows == 0:  # what had changed has changed back meanwhile
+            connection.rollback()
+            return None, "no comment has another label than before"
+        connection.execute(text("UPDATE comment_cut SET rows = :n WHERE system = :s AND version = :v"), {**row, "n": rows})
+        crash.reach("cut.before_commit")
     crash.reach("cut.after_commit")
     return Cut(system, version, parent, known.low, known.high, int(rows), decided.why, "cut"), decided.why
 

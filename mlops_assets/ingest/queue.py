@@ -77,7 +77,8 @@ def take(connection: Connection, system: str, reviewer: str, section: ReviewSect
             return None
         row = connection.execute(
             text(
-                "UPDATE review_task t SET leased_to = :r, leased_until = clock_timestamp() + make_interval(secs => :seconds) FROM comment c "
+                "UPDATE review_task t SET leased_to = :r, leased_until = clock_timestamp() + make_interval(secs => :seconds) "
+                "FROM comment c "
                 "WHERE t.task = :t AND (c.source, c.id) = (t.source, t.id) "
                 "RETURNING t.task, t.system, t.source, t.id, c.text, t.arm, t.leased_until"
             ),
@@ -215,8 +216,8 @@ def answer(
     row = _locked(connection, system, task)
     before = connection.execute(
         text(
-            "SELECT labels FROM comment_label WHERE (source, id, content_hash) = (:source, :id, :hash) AND origin = 'review' AND actor = :r "
-            "ORDER BY sequence DESC LIMIT 1"
+            "SELECT labels FROM comment_label WHERE (source, id, content_hash) = (:source, :id, :hash) "
+            "AND origin = 'review' AND actor = :r ORDER BY sequence DESC LIMIT 1"
         ),
         {"source": row.source, "id": row.id, "hash": row.content_hash, "r": reviewer},
     ).scalar()
@@ -255,7 +256,8 @@ def _locked(connection: Connection, system: str, task: int) -> Any:
     from sqlalchemy import text
 
     sql = text(
-        "SELECT t.*, c.content_hash = t.content_hash AND c.deleted_at IS NULL AS current FROM review_task t JOIN comment c USING (source, id) "
+        "SELECT t.*, c.content_hash = t.content_hash AND c.deleted_at IS NULL AS current "
+        "FROM review_task t JOIN comment c USING (source, id) "
         "WHERE t.system = :s AND t.task = :t FOR UPDATE OF t"
     )
     row = connection.execute(sql, {"s": system, "t": task}).one_or_none()
@@ -302,8 +304,8 @@ def stats(connection: Connection, system: str) -> dict[str, Any]:
     ).one()
     waiting = connection.execute(
         text(
-            "SELECT count(*) FROM comment_score s JOIN comment c USING (source, id, content_hash) WHERE s.system = :s AND c.deleted_at IS NULL "
-            "AND NOT EXISTS (SELECT FROM review_task t WHERE t.system = :s "
+            "SELECT count(*) FROM comment_score s JOIN comment c USING (source, id, content_hash) "
+            "WHERE s.system = :s AND c.deleted_at IS NULL AND NOT EXISTS (SELECT FROM review_task t WHERE t.system = :s "
             "  AND (t.source, t.id, t.content_hash) = (c.source, c.id, c.content_hash)) "
             "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (c.source, c.id, c.content_hash))"
         ),

@@ -79,7 +79,8 @@ def test_a_cut_killed_anywhere_is_completed_by_the_next_try(
         assert (row.version, row.parent, row.state) == (version, "first-1", "closed")
         assert [r.run_key for r in objects.runs_asked(connection, SYSTEM) if r.version == version] == [f"{SYSTEM}:{version}:1"]
         assert connection.execute(text("SELECT state FROM comment_cut")).scalars().all() == ["landed"]
-        (cut,) = [cuts.Cut(*r) for r in connection.execute(text("SELECT system, version, parent, sequence_from, sequence_to, rows, reason, state FROM comment_cut"))]  # fmt: skip # noqa: E501
+        columns = "system, version, parent, sequence_from, sequence_to, rows, reason, state"
+        (cut,) = [cuts.Cut(*row) for row in connection.execute(text(f"SELECT {columns} FROM comment_cut"))]
         assert "".join(line + "\n" for line in cuts.lines_of(connection, cut)) == content
     assert {info.key.rsplit("/", 1)[-1] for info in store.list(f"landing/{SYSTEM}/{version}")} == {"comments.jsonl", "_PARENT", "_READY"}
     assert objects.reconcile(engine, store, SYSTEM).late == 0, "nothing was written again after the version was closed"

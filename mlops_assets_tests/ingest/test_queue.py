@@ -209,7 +209,8 @@ def test_the_random_arm_measures_the_stream_and_all_answers_together_do_not(engi
     with engine.connect() as connection:
         reached = connection.execute(
             text(
-                "SELECT count(*) FROM comment c LEFT JOIN review_task t USING (source, id) WHERE c.source = 'app' AND sample_order(c.source, c.id) "
+                "SELECT count(*) FROM comment c LEFT JOIN review_task t USING (source, id) "
+                "WHERE c.source = 'app' AND sample_order(c.source, c.id) "
                 "<= (SELECT max(sample_order(source, id)) FROM review_task WHERE sampled) AND NOT coalesce(t.sampled, false)"
             )
         ).scalar_one()
