@@ -342,8 +342,8 @@ def sample(connection: Connection, system: str) -> dict[str, Any]:
 
     sql = text(
         "SELECT s.labels FROM review_task t JOIN comment c USING (source, id, content_hash) "
-        "LEFT JOIN LATERAL (SELECT labels FROM comment_standing s WHERE s.source = t.source AND s.id = t.id) s ON true "
-        "WHERE t.system = :s AND t.sampled"
+        "LEFT JOIN LATERAL (SELECT labels FROM comment_standing s WHERE s.source = t.source AND s.id = t.id OFFSET 0) s "
+        "ON true WHERE t.system = :s AND t.sampled"
     )
     found = [row.labels for row in connection.execute(sql, {"s": system})]
     known = [labels for labels in found if labels is not None]
