@@ -20,7 +20,7 @@ from mlops_assets.settings import Settings, SettingsError, load_settings
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.system import ModelSystem
-    from mlops_assets.settings import SystemConfig
+    from mlops_assets.settings import CutsSection, SystemConfig
 
 app = App(name="mlops", help="Machine learning as Dagster assets: from landed data to a gated, signed, served and traceable model.")
 data = App(name="data", help="Official data sets.")
@@ -204,6 +204,27 @@ def land(
         as_json,
         [f"landed {done.objects} files ({done.bytes:,} bytes) as {system} {dataset_version}", f"watch: `mlops history {system}`"],
     )
+
+
+@app.command
+def cut(system: str, *, as_json: Json = False) -> None:
+    """Cut the comments whose label is new into a dataset version that extends the newest frozen one, now. The sensor does the rest."""
+    from mlops_assets.ingest import cuts
+    from mlops_assets.lifecycle.pipeline import scratch_folder
+
+    section = _cuts_of(system)
+    platform = _platform(load_settings())
+    with scratch_folder(platform.settings) as scratch:
+        done = cuts.run(platform.engine, platform.store, system, section, scratch, asked=True)
+    lines = [f"landed {system} {version}" for version in done.landed] + [done.why if done.landed else f"nothing is cut: {done.why}"]
+    _out({"system": system, "landed": done.landed, "why": done.why}, as_json, lines)
+
+
+def _cuts_of(system: str) -> CutsSection:
+    _, config, settings = _system(system)
+    if config.cuts is None:
+        raise Stop(2, f"{system} is not cut from the ledger of comments: {settings.configs / f'{system}.yaml'} has no section `cuts`")
+    return config.cuts
 
 
 @app.command

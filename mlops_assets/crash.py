@@ -47,6 +47,14 @@ DATASET_POINTS: Final = (
 
 #: Around the one transaction that applies a version of the disposal policies.
 POLICY_POINTS: Final = ("policy.before_commit", "policy.after_commit")
+#: Between settling what a cut holds and the end of its landing.
+CUT_POINTS: Final = (
+    "cut.before_commit",
+    "cut.after_commit",
+    "cut.after_parent",
+    "cut.after_object",
+    "cut.after_ready",
+)
 
 #: While training, `<n>` being a step: before it is logged, a checkpoint written aside, a checkpoint under its own name.
 TRAINER_POINTS: Final = ("trainer.step_<n>", "trainer.aside_<n>", "trainer.saved_<n>")

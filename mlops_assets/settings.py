@@ -258,6 +258,35 @@ class ClientFiles(Strict):
     """Per registered version `params.yaml` and `model.pt`, and `latest_model.yaml` for the champion, under `clients/<system>/`."""
 
 
+class CutsSection(Strict):
+    """When a later dataset version of a system is cut from the ledger of comments."""
+
+    when: Literal["collection_end", "labels", "schedule"]
+    """collection_end: comments arrived and none did for `quiet_minutes`; labels: enough of them are new; schedule: by `cron`."""
+    min_new_labels: int = Field(default=1, ge=1)
+    """With fewer comments whose label is new (or that are gone) no version is cut."""
+    quiet_minutes: float = Field(default=10, ge=0)
+    cron: str = "0 4 * * *"
+    """In the time of Asia/Seoul."""
+    origins: tuple[Literal["dataset", "moderation", "review"], ...] = ("moderation", "review")
+    """Labels of these origins are cut. A data set's own labels are in the version that was made of its files."""
+
+
+class ReviewSection(Strict):
+    """How people are asked about comments that nobody has labelled."""
+
+    random_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the questions that are drawn at random: they alone say how often a label truly is. The others are the most uncertain."""
+    lease_minutes: float = Field(default=15, gt=0)
+    """So long a question belongs to the person who got it."""
+    max_opinions: int = Field(default=5, ge=2)
+    """A comment about which so many people do not agree is asked no further; it has no label."""
+    exclusive: tuple[str, ...] = ()
+    """Labels that stand alone, such as `clean`."""
+    scores_per_run: int = Field(default=20_000, ge=1)
+    """Comments that one run of `<system>_score_comments` reads at most."""
+
+
 class ProjectSection(Strict):
     """What the system is called, who owns it, and which data set and model it uses by default."""
 
@@ -280,6 +309,10 @@ class SystemConfig(Strict):
     promotion: PromotionPolicy = PromotionPolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()
     clients: ClientFiles = ClientFiles()
+    cuts: CutsSection | None = None
+    """Of a system whose later versions are cut from the ledger of comments."""
+    review: ReviewSection | None = None
+    """Of a system about whose comments people are asked."""
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:
@@ -330,6 +363,24 @@ def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None
     path = path or folder / f"{name}.yaml"
     base = read_yaml(folder / "base.yaml") if (folder / "base.yaml").exists() else {}
     return validate(kind, merge(base, read_yaml(path)), str(path))
+
+
+def load_review(system: str, folder: Path) -> ReviewSection:
+    """The section `review` alone, for the server, which knows no system's config type; its defaults where there is none."""
+    content = load_config_text(system, folder).get("review")
+    try:
+        return ReviewSection.model_validate(content or {})
+    except ValidationError as error:
+        raise SettingsError(f"{folder / f'{system}.yaml'}: review is not valid: {error.errors()[0]['msg']}") from None
+
+
+def load_config_text(name: str, folder: Path) -> dict[str, Any]:
+    """`base.yaml` with `<name>.yaml` over it, not validated; empty where there are none."""
+    files = [path for path in (folder / "base.yaml", folder / f"{name}.yaml") if path.exists()]
+    merged: dict[str, Any] = {}
+    for path in files:
+        merged = merge(merged, read_yaml(path))
+    return merged
 
 
 def validate(kind: type[C], values: Mapping[str, Any], source: str) -> C:

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from mlops_assets.serving.feedback import Given, find, give
 from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
+from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mlops.serving")
 
 PAGES = Path(__file__).parent / "pages"
+PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:"}
 MAX_FEEDBACK_BYTES = 256 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}")
@@ -228,6 +230,39 @@ class Routes:
         known = sorted(set(answer["labels"])) if model is None else model.predictor.labels
         return give(engine, request_id, labels, known, actor, model.predictor.canonical_label if model else None)
 
+    async def review_next(self, system: str, request: Request) -> Response:
+        """Taking a question leases it: that is a write."""
+        self._authorize(request)
+        review = self._review(system)
+        reviewer = request.query_params.get("reviewer")
+        return _json(await self._ask(review.take, reviewer), headers={"Cache-Control": "no-store"})
+
+    async def review_answer(self, system: str, task: str, request: Request) -> Response:
+        self._authorize(request)
+        review = self._review(system)
+        content = _object(await _body(request, MAX_FEEDBACK_BYTES), REVIEW_FIX)
+        return _json(await self._ask(review.answer, task, content), 201)
+
+    async def review_stats(self, system: str) -> Response:
+        return _json(await self._ask(self._review(system).stats))
+
+    def _review(self, system: str) -> Review:
+        self.require_known(system)
+        host = self.server.follower.host(system)
+        if host is None or host.current is None:
+            raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), None)
+        return Review(self.server.engine, system, host.current.predictor.labels, self.server.settings.configs)
+
+    async def _ask(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(work, *given)
+        except ApiError:
+            raise
+        except Exception as error:  # the driver's own types
+            log.warning("review: %s", error)
+            korean, fix = "데이터베이스에 연결할 수 없습니다.", "Nothing was stored. Try again when the database is back."
+            raise ApiError(503, "ledger_away", "the review queue cannot be reached now", korean, fix) from None
+
     def _authorize(self, request: Request) -> None:
         token = self.server.settings.api_token
         if not token:
@@ -247,6 +282,11 @@ class Routes:
         looked = self.server.follower.has_looked()
         return _json(self.server.follower.describe() | {"ready": looked, "serving": serving}, 200 if looked else 503)
 
+    def review_page(self, system: str) -> str:
+        review = self._review(system)
+        data = {"system": system, "labels": review.choices, "exclusive": list(review.section.exclusive)}
+        return _page("review.html", data)
+
     def page(self) -> str:
         links = {
             "Dagster": self.server.settings.dagster_url,
@@ -255,8 +295,12 @@ class Routes:
             "Staging": self.server.settings.staging_url,
         }
         shown = {name: url for name, url in links.items() if url and url.startswith("http")}
-        data = json.dumps({"channel": self.server.channel, "links": shown}, ensure_ascii=False).replace("<", "\\u003c")
-        return (PAGES / "index.html").read_text(encoding="utf-8").replace("__DATA__", data)
+        return _page("index.html", {"channel": self.server.channel, "links": shown})
+
+
+def _page(name: str, data: dict[str, Any]) -> str:
+    """A page with its data as JSON that cannot end the element it stands in."""
+    return (PAGES / name).read_text(encoding="utf-8").replace("__DATA__", json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def build(server: Server) -> FastAPI:
@@ -295,6 +339,22 @@ def build(server: Server) -> FastAPI:
     async def disposal_policies(request: Request) -> Response:
         return await routes.policies(request)
 
+    @app.get("/review/{system}/next", response_class=Response)
+    async def review_next(system: str, request: Request) -> Response:
+        return await routes.review_next(system, request)
+
+    @app.get("/review/{system}/stats", response_class=Response)
+    async def review_stats(system: str) -> Response:
+        return await routes.review_stats(system)
+
+    @app.post("/review/{system}/{task}", response_class=Response, openapi_extra=REVIEW_DOC)
+    async def review_answer(system: str, task: str, request: Request) -> Response:
+        return await routes.review_answer(system, task, request)
+
+    @app.get("/review/{system}", response_class=HTMLResponse)
+    async def review_page(system: str) -> HTMLResponse:
+        return HTMLResponse(routes.review_page(system), headers=PAGE_HEADERS)
+
     @app.get("/livez", response_class=Response)
     async def live() -> Response:
         return _json({"live": True})
@@ -312,7 +372,7 @@ def build(server: Server) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:"})
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: Exception) -> Response:
@@ -448,17 +508,29 @@ def _inputs(body: bytes, fix: str = 'Send UTF-8 JSON like {"inputs": ["..."]}.')
 
 def _list(body: bytes, name: str, fix: str) -> list[Any]:
     """The list `name` of a JSON body, not empty. Raises ApiError."""
-    try:
-        content = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_json", f"the body is not JSON: {str(error)[:100]}", "JSON 형식이 아닙니다.", fix) from None
-    if not isinstance(content, dict) or name not in content:
-        raise ApiError(400, f"no_{name}", f"the body has no `{name}`", f"`{name}`가 없습니다.", fix, field=name)
+    content = _object(body, fix, name)
+    if name not in content:
+        raise _without(name, fix)
     values = content[name]
     if not isinstance(values, list):
         raise ApiError(400, "not_a_list", f"`{name}` is not a list", f"`{name}`는 목록이어야 합니다.", fix, field=name)
     if not values:
         raise ApiError(400, f"empty_{name}", f"`{name}` is empty", "입력이 비어 있습니다.", fix, field=name)
     return values
+
+
+def _without(name: str, fix: str) -> ApiError:
+    return ApiError(400, f"no_{name}", f"the body has no `{name}`", f"`{name}`가 없습니다.", fix, field=name)
+
+
+def _object(body: bytes, fix: str, wanted: str = "labels") -> dict[str, Any]:
+    """A JSON body that is an object. Raises ApiError."""
+    try:
+        content = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "bad_json", f"the body is not JSON: {str(error)[:100]}", "JSON 형식이 아닙니다.", fix) from None
+    if not isinstance(content, dict):
+        raise _without(wanted, fix)
+    return content
