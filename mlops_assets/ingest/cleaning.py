@@ -90,6 +90,14 @@ def cleaned(frame: DataFrame, column: str, rules: CleaningRules) -> DataFrame:
     return rows.withColumn(column, masked(text))
 
 
+def compared(text: str) -> str:
+    """As far as letters and digits go, what `cleaned` makes of `text`: for groups, which are made while the bytes stream."""
+    text = re.sub(_INVISIBLE, "", text.translate(str.maketrans(_WIDE, _NARROW)))
+    for entity, character in _ENTITIES:
+        text = text.replace(entity, character)
+    return re.sub(_URL, URL, text)
+
+
 def masked(text: Column) -> Column:
     """`text` as `masking.mask` has it. Masking again changes nothing."""
     from pyspark.sql import functions as F

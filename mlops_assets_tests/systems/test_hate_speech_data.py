@@ -107,6 +107,9 @@ def test_every_rule_and_every_row(version, clean, rows, engine: Engine) -> None:
         row("시험문제... 하나!!", "clean"),  # in_holdout: signs and spaces make no other text
         row("연락은 hong@example.com 010-1234-5678", "clean"),  # kept, masked
         row("ㅋㅋㅋㅋㅋ", "clean"),  # kept
+        row("hello world", "clean"),  # not_korean
+        row("https://a.example/x 봐라", "clean"),  # kept
+        row("https://b.example/y 봐라", "clean"),  # duplicate_text: another address makes no other comment
     ]
     done = clean(version("v1", {"unsmile_train_v1.0.tsv": table(*train), "unsmile_valid_v1.0.tsv": VALID}))
     assert done.rows_in == len(train) + 2 and set(done.quarantined) <= set(data.ROW_REASONS)
@@ -120,6 +123,8 @@ def test_every_rule_and_every_row(version, clean, rows, engine: Engine) -> None:
         10: "conflicting_labels",
         12: "duplicate_text",
         13: "in_holdout",
+        16: "not_korean",
+        18: "duplicate_text",
     }
     frame = rows("v1")
     assert frame.loc["unsmile/train#3", "labels"] == "여성/가족, 남성" and frame.loc["unsmile/train#3", "personal"]
@@ -129,7 +134,9 @@ def test_every_rule_and_every_row(version, clean, rows, engine: Engine) -> None:
 
 
 def test_what_cannot_be_read_is_masked_in_quarantine_too(version, clean, engine: Engine) -> None:
-    clean(version("v1", {"unsmile_train_v1.0.tsv": table(row("a", "clean"), "010-1234-5678 칸이 없다"), "unsmile_valid_v1.0.tsv": VALID}))
+    clean(
+        version("v1", {"unsmile_train_v1.0.tsv": table(row("가나", "clean"), "010-1234-5678 칸이 없다"), "unsmile_valid_v1.0.tsv": VALID})
+    )
     with engine.connect() as connection:
         seen = connection.execute(text("SELECT excerpt FROM quarantined_row")).scalars().all()
     assert seen == ["[PHONE] 칸이 없다"]
@@ -169,7 +176,7 @@ def test_a_bad_file_is_turned_away_and_the_others_go_on(version, clean, name: st
 
 
 def test_the_newest_line_about_a_comment_counts(version, clean, rows, engine: Engine) -> None:
-    first = line(1, "하나", "연령") + line(2, "둘", "연령") + line(3, "셋", "연령") + line(1, "하나", "지역")
+    first = line(1, "하나", "연령") + line(2, "둘째", "연령") + line(3, "셋째", "연령") + line(1, "하나", "지역")
     files = {"comments-0001.jsonl": first, "unsmile_valid_v1.0.tsv": VALID}
     clean(version("v1", files))
     assert rows("v1")["labels"].to_dict() == {
@@ -183,7 +190,7 @@ def test_the_newest_line_about_a_comment_counts(version, clean, rows, engine: En
     second = (
         line(2, "둘", deleted=True)
         + line(3, "셋", "모르는 라벨")
-        + line(4, "넷", "clean")
+        + line(4, "넷째", "clean")
         + line(3, "시험 문제 둘", "연령", source="unsmile/valid")
     )
     done = clean(version("v2", {"a-comments.jsonl": "x", "comments-0000.jsonl": second}, parent="v1"))
@@ -328,6 +335,6 @@ def test_all_of_unsmile(version, clean, rows, engine: Engine, real_data: Path) -
     named = {at for (source, at), code in where.items() if code == "unlabelled" and "train" in source}
     assert named == {5878, 11944} and done.quarantined["unlabelled"] == 2
     assert done.splits["holdout"] == 3_737, "nothing that is measured is lost"
-    assert set(done.quarantined) <= {"unlabelled", "duplicate_text", "conflicting_labels", "in_holdout"}
+    assert set(done.quarantined) <= {"unlabelled", "duplicate_text", "conflicting_labels", "in_holdout", "not_korean", "no_letters"}
     frame = rows("unsmile-1")
     assert frame["personal"].sum() > 300 and not frame["labels"].str.contains("개인지칭").any()

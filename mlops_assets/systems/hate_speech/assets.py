@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mlops_assets.ingest import lines, masking, texts
+from mlops_assets.ingest import cleaning, lines, masking, texts
 from mlops_assets.ingest.assets import (
     DataAssets,
     cleaned_asset,
@@ -22,12 +22,13 @@ from mlops_assets.ingest.assets import (
     quarantined_rows,
     system_definitions,
 )
+from mlops_assets.ingest.jobs import cut_definitions, score_definitions
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.resources.spark import SparkResource
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, load_config
 from mlops_assets.systems.hate_speech import data
 from mlops_assets.systems.hate_speech.config import HateSpeechConfig
 
@@ -38,7 +39,13 @@ if TYPE_CHECKING:
 def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Definitions:
     from mlops_assets.systems.hate_speech.training import SYSTEM
 
-    return system_definitions(SYSTEM, settings, open_platform, data_assets)
+    config = load_config(HateSpeechConfig, data.SYSTEM, settings.configs)
+    parts = [system_definitions(SYSTEM, settings, open_platform, data_assets)]
+    if config.cuts:
+        parts.append(cut_definitions(data.SYSTEM, config.cuts, settings))
+    if config.review:
+        parts.append(score_definitions(SYSTEM, config.review, open_platform))
+    return dg.Definitions.merge(*parts)
 
 
 def data_assets(config: HateSpeechConfig, settings: Settings) -> DataAssets:
@@ -50,7 +57,7 @@ def data_assets(config: HateSpeechConfig, settings: Settings) -> DataAssets:
         config.project.owners,
         description="One row per accepted comment with its labels and split; every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
-        sources=[Path(data.__file__), Path(texts.__file__), Path(lines.__file__), Path(masking.__file__)],
+        sources=[Path(data.__file__), Path(texts.__file__), Path(lines.__file__), Path(cleaning.__file__), Path(masking.__file__)],
     )
     def cleaned(
         context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource, spark: SparkResource

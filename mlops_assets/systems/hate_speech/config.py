@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mlops_assets.ingest.cleaning import CleaningRules
 from mlops_assets.settings import Strict, SystemConfig
 from mlops_assets.training.config import BertSection, TextTrainingSection
 
@@ -51,6 +52,7 @@ class DatasetSection(Strict):
     """Glob patterns of files with a comment a line, as cut from the ledger of comments: `source`, `id`, `text`, `labels`, `deleted`."""
     groups: dict[str, tuple[str, ...]] = {}
     """Label -> words that only name its group. Clean comments with one of them must not be flagged: `false_flag_rate`."""
+    cleaning: CleaningRules = CleaningRules()
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     holdout_fraction: float = Field(default=0.2, gt=0, lt=0.5)
     """Of a version without a held-out file."""

@@ -14,11 +14,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.database import copy_rows
-from mlops_assets.ingest import lines, masking, texts
+from mlops_assets.ingest import cleaning, lines, masking, texts
 from mlops_assets.ingest.lines import Parse, Reader, fields_of
 from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, quarantined_count, torn, violations
@@ -52,7 +53,7 @@ ROW_REASONS: Final = {
     "clean_and_hateful": "clean together with another label",
     "superseded": "a newer line about the same comment stands in the version",
     "deleted": "the comment was deleted at its source",
-    "empty_text": "no text",
+    **cleaning.REASONS,
     "conflicting_labels": "the same text with other labels in the training rows",
     "duplicate_text": "an earlier row has the same text and labels",
     "in_holdout": "a training row whose text, or one that differs in spaces, signs or repeated letters alone, is held out",
@@ -178,7 +179,7 @@ def _row(
 
 def group_of(text: str) -> bytes:
     """The group of the split ledger: letters and digits alone, each once in a row. Spaces, signs and ㅋㅋㅋ make no other comment."""
-    letters = (c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
+    letters = (c for c in unicodedata.normalize("NFKC", cleaning.compared(text)).casefold() if c.isalnum())
     skeleton = "".join(letter for letter, _ in itertools.groupby(letters))
     return hashlib.sha256((skeleton or normalized(text)).encode()).digest()
 
@@ -186,7 +187,7 @@ def group_of(text: str) -> bytes:
 # --- the rules (Spark) ----------------------------------------------------------------------------------------------------------
 
 
-def judge(raw: DataFrame) -> DataFrame:
+def judge(raw: DataFrame, section: DatasetSection) -> DataFrame:
     """`raw` with a column `reason`, null for rows that survive: first which line counts, then the row by itself, then rows of one text."""
     from pyspark.sql import functions as F
 
@@ -194,17 +195,12 @@ def judge(raw: DataFrame) -> DataFrame:
     rows = texts.turn_away_repeated(rows, ["comment", "number"], [F.desc("file"), F.desc("line")], "superseded")
     rows = texts.turn_away(rows, F.col("deleted"), "deleted")
     rows = texts.turn_away(rows, F.col("problem").isNotNull(), F.col("problem"))
-    rows = clean_texts(rows)
+    rows = cleaning.cleaned(rows, "text", section.cleaning)
+    unfit = cleaning.judged(F.col("text"), section.cleaning)
+    # Of what is held out, only what is empty: a figure is comparable when it is of all the rows that others measured.
+    rows = texts.turn_away(rows, unfit.isNotNull() & (~F.col("holdout") | (unfit == "empty_text")), unfit)
     rows = texts.turn_away_contradicted(rows, "labels", "conflicting_labels", of="text")
     return texts.turn_away_repeated(rows, ["text", "holdout"], ["file", "line"], "duplicate_text")
-
-
-def clean_texts(rows: DataFrame) -> DataFrame:
-    """The text as it is kept (whitespace collapsed); one of which nothing is left is turned away."""
-    from pyspark.sql import functions as F
-
-    rows = rows.withColumn("text", F.trim(F.regexp_replace("text", r"\s+", " ")))
-    return texts.turn_away(rows, F.col("text") == "", "empty_text")
 
 
 # --- cleaning -------------------------------------------------------------------------------------------------------------------
@@ -215,7 +211,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
 
     # What only training and measuring read does not change a table.
     config = section.model_dump(mode="json", exclude={"sampling_rate", "max_length", "licence", "attribution"})
-    digest = texts.sources_digest(__file__, masking.__file__) + canonical([config, max_line_bytes])
+    digest = texts.sources_digest(__file__, cleaning.__file__, masking.__file__) + canonical([config, max_line_bytes])
     schema = pa.schema(
         [("id", pa.string()), ("source", pa.string()), ("number", pa.int64()), ("text", pa.string())]
         + [
@@ -232,7 +228,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
         columns=COLUMNS,
         text="text",
         group_of=group_of,
-        judge=judge,
+        judge=partial(judge, section=section),
         validation_fraction=section.validation_fraction,
         holdout_fraction=section.holdout_fraction,
         schema=schema,
