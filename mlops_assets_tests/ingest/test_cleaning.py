@@ -60,7 +60,8 @@ def outcome() -> dict[str, Any]:
 def test_the_golden_rows_are_cleaned_alike_on_each_engine(remote: str | None) -> None:
     """In a process of its own: pyspark cannot hold sessions of both kinds in one."""
     code = "import json; from mlops_assets_tests.ingest.test_cleaning import outcome; print(json.dumps(outcome()))"
-    environment = {**process_environment(), **({"MLOPS_SPARK_REMOTE": remote} if remote else {})}
+    own = {name: value for name, value in process_environment().items() if not name.startswith("SPARK_")}  # an earlier session's, here
+    environment = {**own, **({"MLOPS_SPARK_REMOTE": remote} if remote else {})}
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout.splitlines()[-1])
