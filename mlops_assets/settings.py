@@ -276,7 +276,7 @@ class SystemConfig(Strict):
         return self
 
 
-C = TypeVar("C", bound=SystemConfig)
+C = TypeVar("C", bound=Strict)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

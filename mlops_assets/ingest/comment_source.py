@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from mlops_assets.settings import Strict
+from mlops_assets.settings import SettingsError, Strict, read_yaml, validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +99,8 @@ class CommentsSection(Strict):
     seconds_per_tick: float = Field(default=20.0, gt=0, le=50)
     """A tick begins no further page after so long: Dagster ends a sensor after 60 s."""
     overlap_minutes: float = Field(default=15.0, ge=0)
-    """Edits are looked for again so far back: a transaction that changes a comment commits later than its `updated_at`."""
+    """A transaction that changes a comment commits later than its `updated_at`, by so much at most: every so many minutes edits are looked
+    for again from twice as far back; at each tick from a minute back."""
     hole_expiry_hours: float = Field(default=24.0, ge=0)
     """An id that was passed and did not come within so long belonged to a transaction that was rolled back; the night looks once more."""
     hole_look_seconds: float = Field(default=600.0, gt=0)
@@ -139,6 +140,19 @@ class CommentsSection(Strict):
         """The columns that are kept beside the text, in one order."""
         named = (self.moderation.column, self.moderation.listed) if self.moderation else ()
         return tuple(dict.fromkeys(name for name in (*self.kept, *named) if name))
+
+
+def section_of(settings: Settings, system: str) -> CommentsSection:
+    """The section `comments` of `configs/<system>.yaml`.
+
+    Raises:
+        SettingsError: there is none, or it is wrong.
+    """
+    path = settings.configs / f"{system}.yaml"
+    values = read_yaml(path).get("comments")
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} has no section `comments`: {system} reads no table of comments.")
+    return validate(CommentsSection, values, f"{path}, section comments")
 
 
 def labels_of(section: ModerationSection, values: Mapping[str, str | None]) -> tuple[Labels | None, str | None]:
@@ -224,7 +238,9 @@ class Table:
         self.updated_zone = ZoneInfo("UTC") if types[updated.lower()] == "timestamp" else zone
         by_id = next((name for name, (columns, unique) in indexes.items() if unique and columns == [section.id.lower()]), None)
         if by_id is None:
-            raise CommentsError(f"{section.table} has no unique index on {section.id} alone: every look would read the whole table. Add one.")
+            raise CommentsError(
+                f"{section.table} has no unique index on {section.id} alone: every look would read the whole table. Add one."
+            )
         #: Whether edits can be found by time without reading the whole table.
         self.by_time = next((name for name, (columns, _) in indexes.items() if columns[0] == (section.updated_at or "").lower()), None)
         if section.updated_at and self.by_time is None:
@@ -235,12 +251,12 @@ class Table:
         self._id = _quoted(section.id)
         self._from = f"FROM {_quoted(section.table)} FORCE INDEX ({_quoted(by_id)})"
         self._from_by_time = f"FROM {_quoted(section.table)} FORCE INDEX ({_quoted(self.by_time or by_id)})"
-        content = f"SHA2(CONVERT({_quoted(section.text)} USING utf8mb4), 256)"
+        content = f"SHA2(CONCAT(%(key)s, CONVERT({_quoted(section.text)} USING utf8mb4)), 256)"
         fields = [f"CONVERT({_quoted(name)} USING utf8mb4)" for name in section.fields]
-        # Digests of one length, N for NULL: no two rows have the same concatenation. The id is in the row's hash, or equal texts that
-        # change alike (or swap) would cancel out in a bucket's exclusive or.
-        whole = ", ',', ".join([self._id, *[f"COALESCE({one}, 'N')" for one in (content, *[f"SHA2({field}, 256)" for field in fields])]])
-        self._content_hash = _signed(f"SHA2(CONCAT(%(key)s, COALESCE({content}, 'N')), 256)")
+        # Hexadecimal and N for NULL: no two rows have the same concatenation. The id is in the row's hash, or equal texts that change
+        # alike (or swap) would cancel out in a bucket's exclusive or.
+        whole = ", ',', ".join([self._id, *[f"COALESCE({one}, 'N')" for one in (content, *[f"HEX({field})" for field in fields])]])
+        self._content_hash = _signed(f"COALESCE({content}, SHA2(%(key)s, 256))")
         self._row_digest = f"LEFT(SHA2(CONCAT(%(key)s, {whole}), 256), 16)"
         size = f"OCTET_LENGTH({_quoted(section.text)})"
         short = f"IF({size} > {int(max_bytes)}, NULL, CONVERT({_quoted(section.text)} USING utf8mb4))"
@@ -322,7 +338,9 @@ class Table:
         wanted = [section.id, section.text, section.created_at, *([section.updated_at] if section.updated_at else []), *section.fields]
         missing = [column for column in wanted if column.lower() not in found]
         if not found:
-            raise CommentsError(f"there is no table {section.table}, or the user of MLOPS_COMMENTS_URL may not read it: GRANT SELECT ON it.")
+            raise CommentsError(
+                f"there is no table {section.table}, or the user of MLOPS_COMMENTS_URL may not read it: GRANT SELECT ON it."
+            )
         if missing:
             raise CommentsError(
                 f"{section.table} has no column {', '.join(missing)}; it has {', '.join(sorted(found))}. Mend the section `comments`."

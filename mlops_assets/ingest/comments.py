@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: The actor of labels that the source's moderators gave.
 MODERATOR: Final = "source moderation"
+#: Most transactions that edit a comment commit within this: so far back each tick looks for edits.
+SHORT: Final = timedelta(minutes=1)
 #: A decision that is not mapped is named in messages up to here.
 EXCERPT: Final = 60
 
@@ -193,11 +195,11 @@ def _holes(engine: Engine, table: Table, done: Tick) -> bool:
     from sqlalchemy import text
 
     section = table.section
-    due_sql = (
-        "SELECT first_id, last_id FROM comment_hole WHERE source = :s AND next_look_at <= :at ORDER BY next_look_at LIMIT :n"
-    )
+    due_sql = "SELECT first_id, last_id FROM comment_hole WHERE source = :s AND next_look_at <= :at ORDER BY next_look_at LIMIT :n"
     with _step(engine, section.source) as connection:
-        due = sorted((r.first_id, r.last_id) for r in connection.execute(text(due_sql), {"s": section.source, "n": MAX_RANGES, "at": done.at}))
+        due = sorted(
+            (r.first_id, r.last_id) for r in connection.execute(text(due_sql), {"s": section.source, "n": MAX_RANGES, "at": done.at})
+        )
         if not due:
             return False
         rows = table.within(due, section.batch_rows)
@@ -238,8 +240,13 @@ def _edits(engine: Engine, table: Table, done: Tick) -> bool:
     with _step(engine, section.source) as connection:
         state, now = _state(connection, section.source), datetime.now(UTC)
         overlap = timedelta(minutes=section.overlap_minutes)
-        edits_to = state.edits_to or now
-        at, after = (state.sweep_at, state.sweep_id) if state.sweep_at else (edits_to - overlap, MIN_ID)
+        edits_to, looked_back = state.edits_to or now, state.looked_back_at
+        if state.sweep_at:
+            at, after = state.sweep_at, state.sweep_id
+        elif looked_back is None or looked_back <= now - overlap:
+            at, after, looked_back = edits_to - 2 * overlap, MIN_ID, now
+        else:
+            at, after = edits_to - min(overlap, SHORT), MIN_ID
         found = table.edited(at, after, section.batch_rows)
         crash.reach("comments.after_read")
         known = [edit for edit in found if edit.id <= state.read_to]
@@ -253,9 +260,10 @@ def _edits(engine: Engine, table: Table, done: Tick) -> bool:
             "to": edits_to if full or not found else max(edits_to, min(found[-1].at, now)),
             "at": found[-1].at if full else None,
             "id": found[-1].id if full else None,
+            "back": looked_back,
         }
-        sql = "UPDATE comment_source SET edits_to = :to, sweep_at = :at, sweep_id = :id WHERE source = :s"
-        if (mark["to"], mark["at"]) != (state.edits_to, state.sweep_at):
+        sql = "UPDATE comment_source SET edits_to = :to, sweep_at = :at, sweep_id = :id, looked_back_at = :back WHERE source = :s"
+        if (mark["to"], mark["at"], mark["id"], looked_back) != (state.edits_to, state.sweep_at, state.sweep_id, state.looked_back_at):
             connection.execute(text(sql), mark)
     return full
 
@@ -430,7 +438,9 @@ def _label_again(connection: Connection, section: CommentsSection, done: Tick) -
         "AND l.labels IS DISTINCT FROM CAST(m.labels AS text[]) ORDER BY c.id"
     )
     values, labels_ = zip(*mapped, strict=True)
-    return connection.execute(text(sql), {"s": section.source, "actor": MODERATOR, "values": list(values), "labels": list(labels_)}).rowcount
+    return connection.execute(
+        text(sql), {"s": section.source, "actor": MODERATOR, "values": list(values), "labels": list(labels_)}
+    ).rowcount
 
 
 #: What the moderators said last about this content.

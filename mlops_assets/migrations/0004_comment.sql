@@ -5,6 +5,7 @@ CREATE TABLE comment_source (
   source text PRIMARY KEY,
   read_to bigint NOT NULL DEFAULT 0,   -- every id up to here is in comment_ledger, or a hole, or was one that expired
   edits_to timestamptz,                -- edits were looked for up to here, by the source's updated_at
+  looked_back_at timestamptz,          -- when edits were looked for again from far back
   sweep_at timestamptz,                -- where a look for edits that did not end within its tick goes on, and
   sweep_id bigint,                     -- after which id of that moment
   window_id bigint,                    -- up to here the newest ids were compared with the source; null: begin anew
