@@ -128,7 +128,7 @@ class CommentsSection(Strict):
     def _zone(self) -> CommentsSection:
         try:
             zone = ZoneInfo(self.time_zone)
-        except (ValueError, OSError):
+        except (KeyError, ValueError, OSError):
             raise ValueError(f"time_zone {self.time_zone!r} is unknown: such as Asia/Seoul") from None
         shifts = {datetime(2026, month, 1, tzinfo=zone).utcoffset() for month in range(1, 13)}
         if len(shifts) > 1 and self.overlap_minutes < 75:

@@ -39,6 +39,7 @@ def section(**changes: Any) -> CommentsSection:
 class Application:
     def __init__(self, server: MariaDB, name: str) -> None:
         self.server, self.name = server, name
+        self._begun: list[Any] = []
         server.run(f"CREATE DATABASE {name}")
         self.run(TABLE)
 
@@ -51,7 +52,14 @@ class Application:
 
     def begin(self) -> Any:
         """A connection whose transactions the test ends itself."""
-        return self.server.connect(self.name, autocommit=False)
+        self._begun.append(self.server.connect(self.name, autocommit=False))
+        return self._begun[-1]
+
+    def drop(self) -> None:
+        for connection in self._begun:  # an open transaction would hold the database
+            if connection.open:
+                connection.close()
+        self.server.run(f"DROP DATABASE {self.name}")
 
     def add(self, *texts: str, connection: Any = None, **columns: Any) -> list[int]:
         """Insert comments; their ids."""

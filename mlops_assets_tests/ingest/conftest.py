@@ -59,7 +59,7 @@ def app(mariadb: MariaDB) -> Iterator[Application]:
     """An application with a table of comments in a database of its own."""
     application = Application(mariadb, f"app_{uuid.uuid4().hex[:12]}")
     yield application
-    mariadb.run(f"DROP DATABASE {application.name}")
+    application.drop()
 
 
 @pytest.fixture
