@@ -32,7 +32,13 @@ class MariaDB:
         made = subprocess.run([str(INSTALL), *common, "--auth-root-authentication-method=normal", "--skip-test-db"], capture_output=True)
         assert made.returncode == 0, made.stderr.decode(errors="replace")[-3000:]
         self._command = [str(PROGRAM), *common, f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={folder / 'socket'}"]
-        self._command += [f"--pid-file={folder / 'pid'}", "--skip-name-resolve", "--innodb-buffer-pool-size=64M", "--max-connections=100", "--lock-wait-timeout=20"]
+        self._command += [
+            f"--pid-file={folder / 'pid'}",
+            "--skip-name-resolve",
+            "--innodb-buffer-pool-size=64M",
+            "--max-connections=100",
+            "--lock-wait-timeout=20",
+        ]
         # A test's data need not survive the machine; the kills of the tests are of processes.
         self._command += ["--innodb-flush-log-at-trx-commit=0", "--character-set-server=utf8mb4", "--default-time-zone=+00:00"]
 

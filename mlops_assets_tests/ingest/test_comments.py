@@ -209,7 +209,9 @@ def test_odd_ids(app: Application, engine: Engine, comment_settings: Settings) -
 
 
 def test_an_id_that_cannot_be_kept_is_said_and_stops_nothing(app: Application, engine: Engine, comment_settings: Settings) -> None:
-    app.run("ALTER TABLE comments MODIFY id bigint unsigned", "INSERT INTO comments (id, text) VALUES (1, 'a'), (18446744073709551615, 'b')")
+    app.run(
+        "ALTER TABLE comments MODIFY id bigint unsigned", "INSERT INTO comments (id, text) VALUES (1, 'a'), (18446744073709551615, 'b')"
+    )
     done = reader(engine, comment_settings)()
     assert stored(engine) == {1: "a"} and "cannot be kept" in done.problems[0]
 
@@ -368,7 +370,9 @@ def test_the_source_is_never_written_nor_locked_and_never_read_whole(
         comments.reconcile(engine, comment_settings, section())
     finally:
         app.run("SET GLOBAL general_log = 0")
-        log = app.run("SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log WHERE user_host LIKE 'reader%' AND command_type = 'Query'")
+        log = app.run(
+            "SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log WHERE user_host LIKE 'reader%' AND command_type = 'Query'"
+        )
         app.run("TRUNCATE mysql.general_log")
     writer.rollback(), writer.close()
     verbs = {row[0].split()[0].upper() for row in log}
@@ -449,7 +453,9 @@ def test_killed_anywhere_the_next_tick_completes_it(
     with engine.connect() as connection:
         ((marked,),) = connection.execute(text("SELECT read_to FROM comment_source")).all()
     held = {n for first, last in holes(engine) for n in range(max(first, 0), last + 1)}
-    assert {id_ for id_ in app.comments() if id_ <= marked} == set(stored(engine)) | (held & set(app.comments())), "every id is accounted for"
+    assert {id_ for id_ in app.comments() if id_ <= marked} == set(stored(engine)) | (held & set(app.comments())), (
+        "every id is accounted for"
+    )
     look_again(engine)
     tick(), tick()
     assert stored(engine) == app.comments()
