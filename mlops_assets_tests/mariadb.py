@@ -1,4 +1,4 @@
-"""A private MariaDB: a real server on a free port with small buffers, started and stopped by the tests. Nothing of the machine's own is used."""
+"""A private MariaDB: a real server on a free port with small buffers, started and stopped by the tests, beside whatever else runs."""
 
 from __future__ import annotations
 

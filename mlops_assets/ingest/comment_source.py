@@ -4,8 +4,8 @@ Every query is one consistent read of its own in a READ ONLY session: no lock, n
 Every query walks an index from a known key and has a bound. Hashes are computed by the source itself, so that what is the same on both
 sides does not travel.
 
-Belongs here: the configuration section, SQL for MySQL and MariaDB. Does not belong here: what is done with the rows (`comments.py`), our own
-tables, Dagster.
+Belongs here: the configuration section, SQL for MySQL and MariaDB. Does not belong here: what is done with the rows (`comments.py`), our
+own tables, Dagster.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class Table:
         if section.updated_at and self.by_time is None:
             raise CommentsError(
                 f"{section.table} has no index that begins with {section.updated_at}: every look for edits would read the whole table. "
-                f"Add one (`CREATE INDEX ... ON {section.table} ({section.updated_at})`), or set updated_at: null in the section `comments`."
+                f"Add one (`CREATE INDEX ... ON {section.table} ({section.updated_at})`), or set updated_at: null in `comments`."
             )
         self._id = _quoted(section.id)
         self._from = f"FROM {_quoted(section.table)} FORCE INDEX ({_quoted(by_id)})"
@@ -307,8 +307,8 @@ class Table:
         """What was changed at `at` (ids after `after`) or later, by time and id, at most `limit`."""
         column = _quoted(self.section.updated_at or "")
         sql = (
-            f"SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column}), {self._id}, CONV({self._row_digest}, 16, -10) {self._from_by_time} "
-            f"WHERE ({column} = %(at)s AND {self._id} > %(after)s) OR {column} > %(at)s ORDER BY {column}, {self._id} LIMIT {int(limit)}"
+            f"SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column}), {self._id}, CONV({self._row_digest}, 16, -10) "
+            f"{self._from_by_time} WHERE ({column} = %(at)s AND {self._id} > %(after)s) OR {column} > %(at)s ORDER BY {column}, {self._id} LIMIT {int(limit)}"
         )
         at_source = at.astimezone(self.updated_zone).replace(tzinfo=None).isoformat(" ", "microseconds")
         found = self._ask(sql, {"at": at_source, "after": after})
@@ -334,7 +334,7 @@ class Table:
         section = self.section
         schema, _, name = section.table.rpartition(".")
         sql = "SELECT LOWER(column_name), LOWER(data_type) FROM information_schema.columns WHERE table_name = %(name)s "
-        found = {column: kind for column, kind in self._ask(sql + _IN_SCHEMA, {"name": name, "schema": schema})}
+        found: dict[str, str] = dict(self._ask(sql + _IN_SCHEMA, {"name": name, "schema": schema}))  # type: ignore[arg-type]
         wanted = [section.id, section.text, section.created_at, *([section.updated_at] if section.updated_at else []), *section.fields]
         missing = [column for column in wanted if column.lower() not in found]
         if not found:

@@ -6,8 +6,8 @@ they fill or expire. So at each moment every id up to `read_to` is in the ledger
 `updated_at`, with an overlap; deletions (and edits without `updated_at`) by comparing the newest ids; and the night compares everything, by
 count and hash of a bucket of ids, and reads only buckets that differ.
 
-Each step reads the source and stores the outcome in one PostgreSQL transaction under a lock of the source: a kill at any point, or two ticks
-at the same time, lose and double nothing. Texts are masked before they are stored.
+Each step reads the source and stores the outcome in one PostgreSQL transaction under a lock of the source: a kill at any point, or two
+ticks at the same time, lose and double nothing. Texts are masked before they are stored.
 
 Belongs here: the steps, holes, what is stored. Does not belong here: how the source is asked (`comment_source.py`), which label holds
 (`labels.py`), Dagster (`sensors.py`).
@@ -316,7 +316,7 @@ def _newest(engine: Engine, table: Table, done: Tick) -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the rows up to the id `last`: how many there are in the source (`count`) and here (`ours`), which are to be read, which are gone."""
+    """Of the rows up to the id `last`: how many the source has (`count`) and we (`ours`), which are to be read, which are gone."""
 
     last: int
     count: int
@@ -479,7 +479,8 @@ SELECT count(*) FILTER (WHERE new), count(*) FILTER (WHERE NOT new), count(quara
 _LABELS: Final = (
     "INSERT INTO comment_label (source, id, content_hash, labels, origin, actor) "
     "SELECT :s, a.id, a.content_hash, a.labels, 'moderation', :actor FROM comment_arrived a "
-    f"{_LAST_LABEL.format(row='a')} WHERE a.quarantined IS NULL AND a.labels IS NOT NULL AND l.labels IS DISTINCT FROM a.labels ORDER BY a.id"
+    f"{_LAST_LABEL.format(row='a')} WHERE a.quarantined IS NULL AND a.labels IS NOT NULL AND l.labels IS DISTINCT FROM a.labels "
+    "ORDER BY a.id"
 )
 _FILLED: Final = """
 SELECT h.first_id, h.last_id, h.since, array_agg(a.id ORDER BY a.id) AS ids FROM comment_arrived a

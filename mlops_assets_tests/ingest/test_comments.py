@@ -19,8 +19,8 @@ from sqlalchemy import Engine, text
 from mlops_assets import database
 from mlops_assets.crash import COMMENT_POINTS
 from mlops_assets.ingest import comment_source, comments
-from mlops_assets.ingest.comment_source import MIN_ID, CommentsError, CommentsSection, Table, labels_of
-from mlops_assets.settings import Settings, SettingsError, load_settings, process_environment
+from mlops_assets.ingest.comment_source import MIN_ID, CommentsError, Table, labels_of
+from mlops_assets.settings import Settings, SettingsError, process_environment
 from mlops_assets_tests.conftest import wait_for
 from mlops_assets_tests.ingest.commented import (
     MODERATION,
@@ -141,7 +141,7 @@ def test_a_table_that_is_not_as_configured(
         reader(engine, comment_settings, **changes)()
 
 
-# --- late commits, holes ------------------------------------------------------------------------------------------------------------------
+# --- late commits, holes ----------------------------------------------------------------------------------------------------------------
 
 
 def test_what_commits_late_is_not_lost_and_the_control_loses_it(app: Application, engine: Engine, comment_settings: Settings) -> None:
@@ -227,7 +227,7 @@ def test_a_hole_splits_into_exactly_what_did_not_fill(hole: tuple[int, int], fil
     assert all(b[0] > a[1] + 1 for a, b in zip(parts, parts[1:], strict=False)), "no two parts touch"
 
 
-# --- edits and deletions -------------------------------------------------------------------------------------------------------------------
+# --- edits and deletions ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("updated_at", ["updated_at", None])
@@ -292,7 +292,7 @@ def test_the_newest_are_compared_slice_by_slice(app: Application, engine: Engine
     assert done.deleted == 1 and done.compared == 37 and stored(engine) == app.comments()
 
 
-# --- the night -----------------------------------------------------------------------------------------------------------------------------
+# --- the night --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_reconciliation_sees_equal_texts_that_change_alike(app: Application, engine: Engine, comment_settings: Settings) -> None:
@@ -342,7 +342,7 @@ def test_one_key_is_made_by_many_at_once(settings: Settings) -> None:
     assert len(keys) == 1 and len(keys.pop()) == 64
 
 
-# --- the source is only read -----------------------------------------------------------------------------------------------------------------
+# --- the source is only read ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_source_is_never_written_nor_locked_and_never_read_whole(
@@ -402,7 +402,7 @@ def test_the_controls_of_that(app: Application) -> None:
     reading.close()
 
 
-# --- two at a time, killed, cut ----------------------------------------------------------------------------------------------------------------
+# --- two at a time, killed, cut ---------------------------------------------------------------------------------------------------------
 
 
 def test_ticks_at_the_same_time_store_once(app: Application, engine: Engine, comment_settings: Settings) -> None:
@@ -512,7 +512,7 @@ def test_the_database_restarts_between_two_ticks(app: Application, engine: Engin
     assert stored(engine) == app.comments()
 
 
-# --- without an address; the type --------------------------------------------------------------------------------------------------------------
+# --- without an address; the type -------------------------------------------------------------------------------------------------------
 
 
 def test_without_an_address_the_command_to_set_it_is_said(engine: Engine, settings: Settings) -> None:
@@ -523,4 +523,3 @@ def test_without_an_address_the_command_to_set_it_is_said(engine: Engine, settin
 def test_a_tick_can_be_shown_as_json() -> None:
     shown = comments.Tick("app", new=2, labels=1).as_json()
     assert shown["new"] == 2 and set(shown) == {f.name for f in dataclasses.fields(comments.Tick)}
-    assert isinstance(section(), CommentsSection) and load_settings
