@@ -213,10 +213,10 @@ class Row(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """`count` rows up to the id `last`, and the exclusive or of their hashes."""
+    """`rows` rows up to the id `last`, and the exclusive or of their hashes."""
 
     last: int
-    count: int
+    rows: int
     xor: int
 
 
@@ -307,8 +307,8 @@ class Table:
         """What was changed at `at` (ids after `after`) or later, by time and id, at most `limit`."""
         column = _quoted(self.section.updated_at or "")
         sql = (
-            f"SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column}), {self._id}, CONV({self._row_digest}, 16, -10) "
-            f"{self._from_by_time} WHERE ({column} = %(at)s AND {self._id} > %(after)s) OR {column} > %(at)s ORDER BY {column}, {self._id} LIMIT {int(limit)}"
+            f"SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column}), {self._id}, CONV({self._row_digest}, 16, -10) {self._from_by_time}"
+            f" WHERE ({column} = %(at)s AND {self._id} > %(after)s) OR {column} > %(at)s ORDER BY {column}, {self._id} LIMIT {int(limit)}"
         )
         at_source = at.astimezone(self.updated_zone).replace(tzinfo=None).isoformat(" ", "microseconds")
         found = self._ask(sql, {"at": at_source, "after": after})
@@ -319,7 +319,7 @@ class Table:
 
     def _rows(self, where: str, values: Mapping[str, Any], limit: int) -> list[Row]:
         found = self._ask(f"SELECT {self._row} {self._from} WHERE {where} ORDER BY {self._id} LIMIT {int(limit)}", values)
-        return [Row(*row[:7], tuple(row[7:])) for row in found]
+        return [Row._make((*row[:7], tuple(row[7:]))) for row in found]
 
     def _ask(self, sql: str, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         from sqlalchemy.exc import SQLAlchemyError
@@ -334,7 +334,7 @@ class Table:
         section = self.section
         schema, _, name = section.table.rpartition(".")
         sql = "SELECT LOWER(column_name), LOWER(data_type) FROM information_schema.columns WHERE table_name = %(name)s "
-        found: dict[str, str] = dict(self._ask(sql + _IN_SCHEMA, {"name": name, "schema": schema}))  # type: ignore[arg-type]
+        found: dict[str, str] = dict(self._ask(sql + _IN_SCHEMA, {"name": name, "schema": schema}))
         wanted = [section.id, section.text, section.created_at, *([section.updated_at] if section.updated_at else []), *section.fields]
         missing = [column for column in wanted if column.lower() not in found]
         if not found:

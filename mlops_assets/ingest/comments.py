@@ -336,13 +336,13 @@ def _compare(connection: Connection, table: Table, after: int, upto: int, limit:
     where = "FROM comment WHERE source = :s AND id > :after AND id <= :last AND deleted_at IS NULL"
     values = {"s": table.section.source, "after": after, "last": theirs.last}
     count, xor = connection.execute(text(f"SELECT count(*), coalesce(bit_xor(row_hash), 0) {where}"), values).one()
-    if (count, xor) == (theirs.count, theirs.xor):
-        return Difference(theirs.last, theirs.count, count)
+    if (count, xor) == (theirs.rows, theirs.xor):
+        return Difference(theirs.last, theirs.rows, count)
     there = table.hashes(after, theirs.last)
     here = dict(connection.execute(text(f"SELECT id, row_hash {where}"), values).tuples().all())
     return Difference(
         theirs.last,
-        theirs.count,
+        theirs.rows,
         count,
         read=sorted(id_ for id_, hash_ in there.items() if here.get(id_) != hash_),
         gone=sorted(here.keys() - there.keys()),

@@ -13,18 +13,27 @@ from typing import Final
 _D: Final = "[0-9０-９]"
 _DASH: Final = "[-－–‐]"
 _SEPARATOR: Final = "[-－–‐. ]?"
+#: What looks like a phone number in the middle of an account number goes as a whole. Bounded, as every pattern is that can fail late:
+#: a text of a million letters must not take a million times a million steps.
+_BEFORE: Final = rf"{_D}{{0,6}}"
+_AFTER: Final = rf"{_D}*({_DASH}{_D}{{1,6}}){{0,2}}"
 _COUNTRY: Final = rf"([+＋]?(82|８２){_SEPARATOR})?"
 
 #: (name, pattern, replacement) in the order in which they are applied. Rather too much is masked than too little. Companies' numbers
 #: (1588-...) are no person's and look like years: they stay.
 MASKS: Final = (
-    ("email", r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", "[EMAIL]"),
+    ("email", r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+", "[EMAIL]"),
     ("resident_number", rf"{_D}{{6}}[-－–‐ ]?[1-8１-８]({_D}{{6}}{_D}*|[*＊xX●○]{{6}})", "[ID]"),
     ("card", rf"{_D}{{4}}[-－–‐ ]{_D}{{4}}[-－–‐ ]{_D}{{4}}[-－–‐ ]{_D}{{4}}", "[CARD]"),
-    ("mobile", rf"{_COUNTRY}[(]?[0０]?[1１][016789０１６７８９][)]?{_SEPARATOR}{_D}{{3,4}}{_SEPARATOR}{_D}{{4}}{_D}*", "[PHONE]"),
+    (
+        "mobile",
+        rf"{_BEFORE}{_COUNTRY}[(]?[0０]?[1１][016789０１６７８９][)]?{_SEPARATOR}{_D}{{3,4}}{_SEPARATOR}{_D}{{4}}{_AFTER}",
+        "[PHONE]",
+    ),
     (
         "phone",
-        rf"{_COUNTRY}[(]?([0０][2２]|[0０][3-6３-６][1-5１-５]|[0０][7７][0０]|[0０][5５][0０]{_D}?)[)]?{_SEPARATOR}{_D}{{3,4}}[-－–‐. ]{_D}{{4}}",
+        rf"{_BEFORE}{_COUNTRY}[(]?([0０][2２]|[0０][3-6３-６][1-5１-５]|[0０][7７][0０]|[0０][5５][0０]{_D}?)[)]?{_SEPARATOR}"
+        rf"{_D}{{3,4}}[-－–‐. ]{_D}{{4}}{_AFTER}",
         "[PHONE]",
     ),
     ("abroad", rf"[+＋](82|８２){_SEPARATOR}{_D}{{1,3}}[-－–‐. ]{_D}{{3,4}}[-－–‐. ]{_D}{{4}}", "[PHONE]"),
