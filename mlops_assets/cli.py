@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 app = App(name="mlops", help="Machine learning as Dagster assets: from landed data to a gated, signed, served and traceable model.")
 data = App(name="data", help="Official data sets.")
 app.command(data)
+ingest = App(name="ingest", help="Reading the sources that the sensors read, by hand.")
+app.command(ingest)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
 
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _bad_input() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user."""
     from mlops_assets.database import SchemaTooNew
+    from mlops_assets.ingest.comment_source import CommentsError
     from mlops_assets.ingest.objects import LandingError
     from mlops_assets.lifecycle.dataset import DatasetError
     from mlops_assets.lifecycle.ledger import LedgerError
@@ -75,6 +78,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
         KeyProblem,
         SchemaTooNew,
         LandingError,
+        CommentsError,
         DatasetError,
         FileNotFoundError,
         ValueError,
@@ -687,6 +691,35 @@ def serve(*, channel: Literal["champion", "candidate"] = "champion") -> None:
     from mlops_assets.serving.app import serve as run
 
     run(load_settings(), channel)
+
+
+@ingest.command
+def comments(
+    system: str = "hate_speech",
+    *,
+    once: Annotated[bool, Parameter(negative="", help="One tick, as the sensor does it (the default).")] = False,
+    reconcile: Annotated[bool, Parameter(negative="", help="Compare every comment with the source, as the night does.")] = False,
+    accept_deletions: Annotated[bool, Parameter(negative="", help="With --reconcile: however much is gone, it was deleted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the application's comments into the platform: what is new, edited or deleted since the last time."""
+    from mlops_assets import database
+    from mlops_assets.ingest import comments as reader
+    from mlops_assets.ingest.comment_source import section_of
+
+    if once and reconcile or accept_deletions and not reconcile:
+        raise Stop(2, "--once and --reconcile exclude each other, and --accept-deletions belongs to --reconcile")
+    settings = load_settings()
+    section = section_of(settings, system)
+    engine = database.connect(settings.require("database_url"), pool_size=0)
+    try:
+        if reconcile:
+            done = reader.reconcile(engine, settings, section, accept_deletions=accept_deletions)
+        else:
+            done = reader.tick(engine, settings, section)
+    finally:
+        engine.dispose()
+    _out(done.as_json(), as_json, [done.sentence(), *done.problems])
 
 
 @data.command

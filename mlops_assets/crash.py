@@ -33,6 +33,17 @@ ARRIVAL_POINTS: Final = (
     "tick.after_commit",
 )
 
+#: Between reading a page of comments, storing its rows, and the one transaction that has them, the ledger, the holes and the mark.
+COMMENT_POINTS: Final = (
+    "comments.after_read",
+    "comments.after_staging",
+    "comments.after_ledger",
+    "comments.after_rows",
+    "comments.after_holes",
+    "comments.before_commit",
+    "comments.after_commit",
+)
+
 #: Between copying bytes, writing the manifest and the transaction that freezes; and the same for a cleaned table.
 DATASET_POINTS: Final = (
     "freeze.after_copy",

@@ -1,7 +1,7 @@
-"""The landing sensors and the nightly reconciliation: thin Dagster shells around `objects.py`.
+"""The sensors of what arrives and the nightly reconciliations: thin Dagster shells around `objects.py` and `comments.py`.
 
-Belongs here: what to hand to Dagster, and when. Does not belong here: when a version is complete (`objects.py`), anything slow to import: a
-sensor's process starts often.
+Belongs here: what to hand to Dagster, and when. Does not belong here: when a version is complete (`objects.py`), which comments are new
+(`comments.py`), anything slow to import: a sensor's process starts often.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from mlops_assets.ingest import objects
+from mlops_assets.ingest import comments, objects
+from mlops_assets.ingest.comment_source import CommentsError, CommentsSection
 from mlops_assets.lifecycle.assets import dataset_versions
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -112,3 +113,62 @@ def reconciliation(system: str) -> dg.Definitions:
         default_status=dg.DefaultScheduleStatus.RUNNING,
     )
     return dg.Definitions(jobs=[landing_reconciliation], schedules=[nightly])
+
+
+NO_COMMENTS = "comments_url is not set: set MLOPS_COMMENTS_URL (mysql+pymysql://...) to read the application's comments"
+
+
+def comments_sensor(system: str, section: CommentsSection, settings: Settings) -> dg.SensorDefinition:
+    """Reads the application's comments into PostgreSQL. It starts no run: dataset versions are cut from what is there."""
+
+    @dg.sensor(
+        name=f"{system}_comments",
+        minimum_interval_seconds=settings.sensor_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"New, edited and deleted comments of {section.table}, each exactly once.",
+    )
+    def read_comments(context: dg.SensorEvaluationContext, postgres: PostgresResource) -> dg.SkipReason:
+        if not settings.comments_url:
+            return dg.SkipReason(NO_COMMENTS)
+        with postgres.engine() as engine:
+            done = comments.tick(engine, settings, section)
+        for problem in done.problems:
+            context.log.error(f"{section.source}: {problem}")
+        return dg.SkipReason("; ".join([done.sentence(), *done.problems])[:1000])
+
+    return read_comments
+
+
+def comments_reconciliation(system: str, section: CommentsSection, settings: Settings) -> dg.Definitions:
+    """The job that compares every comment with its source, and its nightly schedule."""
+
+    @dg.op(name=f"{system}_reconcile_comments_op")
+    def reconcile(context: dg.OpExecutionContext, postgres: PostgresResource) -> None:
+        if not settings.comments_url:
+            context.log.info(NO_COMMENTS)
+            return
+        try:
+            with postgres.engine() as engine:
+                done = comments.reconcile(engine, settings, section)
+        except CommentsError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        for problem in done.problems:
+            context.log.error(f"{section.source}: {problem}")
+        context.log.info(f"{done.compared} comments compared; {done.sentence()}")
+
+    @dg.job(
+        name=f"{system}_comments_reconciliation",
+        description="Compare count and hash of every bucket of comments with the source, and mend what differs.",
+        tags={"mlops/system": system},
+    )
+    def reconciling() -> None:
+        reconcile()
+
+    nightly = dg.ScheduleDefinition(
+        name=f"{system}_comments_reconciliation_nightly",
+        job=reconciling,
+        cron_schedule="0 4 * * *",
+        execution_timezone="Asia/Seoul",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return dg.Definitions(jobs=[reconciling], schedules=[nightly])

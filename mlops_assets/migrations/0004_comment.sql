@@ -4,8 +4,13 @@
 CREATE TABLE comment_source (
   source text PRIMARY KEY,
   read_to bigint NOT NULL DEFAULT 0,   -- every id up to here is in comment_ledger, or a hole, or was one that expired
-  edits_to timestamptz,                -- edits were looked for up to here, in the source's own time
-  reconciled_at timestamptz
+  edits_to timestamptz,                -- edits were looked for up to here, by the source's updated_at
+  looked_back_at timestamptz,          -- when edits were looked for again from far back
+  sweep_at timestamptz,                -- where a look for edits that did not end within its tick goes on, and
+  sweep_id bigint,                     -- after which id of that moment
+  window_id bigint,                    -- up to here the newest ids were compared with the source; null: begin anew
+  reconciled_at timestamptz,
+  key_check bigint                     -- tells whether the key of the hashes is still the one that they were made with
 );
 
 -- Ids below read_to that were not there when they were passed: a transaction that commits late, or one that was rolled back.
@@ -17,6 +22,7 @@ CREATE TABLE comment_hole (
   next_look_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (source, first_id)
 );
+CREATE INDEX comment_hole_due ON comment_hole (source, next_look_at);
 
 -- Every content of every comment that was ever seen, once. The truth about what arrived.
 CREATE TABLE comment_ledger (
@@ -36,6 +42,8 @@ CREATE TABLE comment (
   created_at timestamptz NOT NULL,
   updated_at timestamptz NOT NULL,
   moderation jsonb,                    -- the source's moderation fields, as they are
+  row_hash bigint,                     -- of text and moderation fields, what the source is compared by; null: nobody compares
+  quarantined text CHECK (quarantined IN ('too_large', 'no_text', 'no_time')),  -- why its text is not here; no version uses it
   deleted_at timestamptz,              -- when it was found gone from its source: no later dataset version uses it
   PRIMARY KEY (source, id)
 );

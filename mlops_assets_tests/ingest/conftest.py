@@ -1,4 +1,4 @@
-"""A real S3 API (moto's server) beside the file store, so that arrival is tested on both."""
+"""A real S3 API (moto's server) beside the file store, and a real MariaDB, so that arrival is tested on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mlops_assets.settings import Settings
 from mlops_assets.store import ObjectStore
+from mlops_assets_tests import mariadb as mariadb_server
+from mlops_assets_tests.ingest.commented import Application
+from mlops_assets_tests.mariadb import MariaDB
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,25 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "file":
         return ObjectStore((tmp_path / "store").as_uri())
     return request.getfixturevalue("s3_store")
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    if mariadb_server.MISSING:
+        pytest.skip(mariadb_server.MISSING)
+    with mariadb_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def app(mariadb: MariaDB) -> Iterator[Application]:
+    """An application with a table of comments in a database of its own."""
+    application = Application(mariadb, f"app_{uuid.uuid4().hex[:12]}")
+    yield application
+    application.drop()
+
+
+@pytest.fixture
+def comment_settings(settings: Settings, app: Application) -> Settings:
+    """Settings that read the application's database as a user who may only SELECT."""
+    return settings.model_copy(update={"comments_url": app.url})
