@@ -32,8 +32,8 @@ TEXT = "CONCAT('이 영화 ', seq, '번 봤는데 정말 좋았어요 ㅋㅋ', I
 
 
 def fill(server, name: str, rows: int) -> None:
-    """A table of `rows` comments, spread over a year."""
-    at = "'2026-01-01' + INTERVAL seq * 30 SECOND"
+    """A table of `rows` comments, one every three seconds."""
+    at = "'2025-01-01' + INTERVAL seq * 3 SECOND"
     server.run(f"CREATE DATABASE {name}")
     server.run(TABLE, f"INSERT INTO comments SELECT seq, {TEXT}, {at}, {at} FROM seq_1_to_{rows}", database=name)
 

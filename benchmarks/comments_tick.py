@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 ROWS, QUICK_ROWS = 5_000_000, 500_000
 GOAL_SECONDS = 0.05
-ROUNDS = 30
+ROUNDS = 20
 
 
 def main() -> None:
