@@ -74,6 +74,12 @@ class ModerationSection(Strict):
             raise ValueError("a decision has an empty list of labels: write null when it says nothing about labels")
         return self
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """Every label that a decision may give."""
+        decided = (labels for labels in self.decisions.values() if isinstance(labels, tuple))
+        return frozenset(label for labels in decided for label in labels) | frozenset(self.names.values())
+
 
 class CommentsSection(Strict):
     """A table of comments in the application's database (MLOPS_COMMENTS_URL), and how it is read."""

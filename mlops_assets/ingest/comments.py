@@ -478,9 +478,10 @@ WITH stored AS (
 SELECT count(*) FILTER (WHERE new), count(*) FILTER (WHERE NOT new), count(quarantined) FROM stored"""
 _LABELS: Final = (
     "INSERT INTO comment_label (source, id, content_hash, labels, origin, actor) "
-    "SELECT :s, a.id, a.content_hash, a.labels, 'moderation', :actor FROM comment_arrived a "
-    f"{_LAST_LABEL.format(row='a')} WHERE a.quarantined IS NULL AND a.labels IS NOT NULL AND l.labels IS DISTINCT FROM a.labels "
-    "ORDER BY a.id"
+    "SELECT :s, a.id, a.content_hash, coalesce(a.labels, '{}'), 'moderation', :actor FROM comment_arrived a "
+    # Without labels only where there were some: the decision was taken back.
+    f"{_LAST_LABEL.format(row='a')} WHERE a.quarantined IS NULL AND (a.labels IS NOT NULL OR cardinality(l.labels) > 0) "
+    "AND l.labels IS DISTINCT FROM coalesce(a.labels, '{}') ORDER BY a.id"
 )
 _FILLED: Final = """
 SELECT h.first_id, h.last_id, h.since, array_agg(a.id ORDER BY a.id) AS ids FROM comment_arrived a

@@ -3,7 +3,8 @@ what a comment is, each about one content of it; only comments with a label that
 
 The rule, over what is said about the current content:
 1. What two or more persons say, when no other answer has as many. (Of each person the latest answer counts.)
-2. Otherwise the latest that a data set or a moderator says. One person who says otherwise asks for a second opinion and changes nothing.
+2. Otherwise the latest that a data set or a moderator says; without labels it takes back what was said before. One person who says
+   otherwise asks for a second opinion and changes nothing.
 3. Otherwise what one person alone says, when the champion had predicted the same.
 
 Belongs here: that rule as a function; as the view `comment_standing` it stands in `migrations/0006_review.sql`. Does not belong here: who
@@ -65,7 +66,7 @@ def standing(said: Iterable[Said]) -> Standing:
         if one.origin == "review":
             people[one.actor] = one
         else:
-            given = one
+            given = one if one.labels else None
     votes = Counter(label_set(one.labels) for one in people.values())
     ranked = votes.most_common(2)
     if ranked and ranked[0][1] >= 2 and (len(ranked) == 1 or ranked[1][1] < ranked[0][1]):

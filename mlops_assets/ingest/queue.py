@@ -94,7 +94,7 @@ def _waiting(connection: Connection, system: str, reviewer: str, section: Review
 
     sql = text(
         "SELECT t.task, t.source, t.id FROM review_task t JOIN comment c USING (source, id, content_hash) "
-        "WHERE t.system = :s AND t.closed_at IS NULL AND c.deleted_at IS NULL AND NOT :r = ANY(t.skipped_by) "
+        "WHERE t.system = :s AND t.closed_at IS NULL AND c.deleted_at IS NULL AND c.quarantined IS NULL AND NOT :r = ANY(t.skipped_by) "
         "AND (t.leased_until IS NULL OR t.leased_until < clock_timestamp() OR t.leased_to = :r) "
         "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (t.source, t.id, t.content_hash) "
         "  AND l.origin = 'review' AND l.actor = :r) "
@@ -146,7 +146,8 @@ def _uncertain(connection: Connection, system: str) -> int | None:
         "INSERT INTO review_task (system, source, id, content_hash, arm, sampled, predicted, uncertainty, bundle_sha256) "
         "SELECT system, source, id, content_hash, 'uncertain', false, labels, uncertainty, bundle_sha256 FROM comment_score s "
         "WHERE system = :s AND EXISTS (SELECT FROM comment c "
-        "  WHERE (c.source, c.id, c.content_hash) = (s.source, s.id, s.content_hash) AND c.deleted_at IS NULL OFFSET 0) "
+        "  WHERE (c.source, c.id, c.content_hash) = (s.source, s.id, s.content_hash) AND c.deleted_at IS NULL "
+        "  AND c.quarantined IS NULL OFFSET 0) "
         "AND NOT EXISTS (SELECT FROM review_task t "
         "  WHERE (t.system, t.source, t.id, t.content_hash) = (s.system, s.source, s.id, s.content_hash) OFFSET 0) "
         "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (s.source, s.id, s.content_hash) OFFSET 0) "
@@ -162,7 +163,7 @@ def _random(connection: Connection, system: str) -> int | None:
     sql = text(
         "SELECT c.source, c.id, c.content_hash, t.task FROM comment c "
         "LEFT JOIN review_task t ON t.system = :s AND (t.source, t.id, t.content_hash) = (c.source, c.id, c.content_hash) "
-        "WHERE c.deleted_at IS NULL AND (t.task IS NULL OR NOT t.sampled) "
+        "WHERE c.deleted_at IS NULL AND c.quarantined IS NULL AND (t.task IS NULL OR NOT t.sampled) "
         "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id) = (c.source, c.id) AND l.origin = 'dataset') "
         "ORDER BY sample_order(c.source, c.id) LIMIT :n"
     )
@@ -256,7 +257,7 @@ def _locked(connection: Connection, system: str, task: int) -> Any:
     from sqlalchemy import text
 
     sql = text(
-        "SELECT t.*, c.content_hash = t.content_hash AND c.deleted_at IS NULL AS current "
+        "SELECT t.*, c.content_hash = t.content_hash AND c.deleted_at IS NULL AND c.quarantined IS NULL AS current "
         "FROM review_task t JOIN comment c USING (source, id) "
         "WHERE t.system = :s AND t.task = :t FOR UPDATE OF t"
     )
@@ -305,7 +306,8 @@ def stats(connection: Connection, system: str) -> dict[str, Any]:
     waiting = connection.execute(
         text(
             "SELECT count(*) FROM comment_score s JOIN comment c USING (source, id, content_hash) "
-            "WHERE s.system = :s AND c.deleted_at IS NULL AND NOT EXISTS (SELECT FROM review_task t WHERE t.system = :s "
+            "WHERE s.system = :s AND c.deleted_at IS NULL AND c.quarantined IS NULL "
+            "AND NOT EXISTS (SELECT FROM review_task t WHERE t.system = :s "
             "  AND (t.source, t.id, t.content_hash) = (c.source, c.id, c.content_hash)) "
             "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (c.source, c.id, c.content_hash))"
         ),

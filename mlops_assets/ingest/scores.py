@@ -26,7 +26,8 @@ BATCH: Final = 256
 #: Without a score for this content, or with one of another bundle.
 _UNSCORED: Final = (
     "FROM comment c LEFT JOIN comment_score s ON s.system = :s AND (s.source, s.id) = (c.source, c.id) "
-    "WHERE c.deleted_at IS NULL AND (s.bundle_sha256, s.content_hash) IS DISTINCT FROM (CAST(:b AS text), c.content_hash) "
+    "WHERE c.deleted_at IS NULL AND c.quarantined IS NULL "
+    "AND (s.bundle_sha256, s.content_hash) IS DISTINCT FROM (CAST(:b AS text), c.content_hash) "
     "AND NOT EXISTS (SELECT FROM comment_label l WHERE (l.source, l.id, l.content_hash) = (c.source, c.id, c.content_hash))"
 )
 

@@ -54,7 +54,7 @@ CREATE TABLE comment_label (
   source text NOT NULL,
   id bigint NOT NULL,
   content_hash bigint NOT NULL,
-  labels text[] NOT NULL CHECK (cardinality(labels) > 0),
+  labels text[] NOT NULL CHECK (cardinality(labels) > 0 OR origin = 'moderation'),  -- none: the moderators took their decision back
   origin text NOT NULL CHECK (origin IN ('dataset', 'moderation', 'review')),
   actor text NOT NULL,                 -- a person's name, or the rule's
   at timestamptz NOT NULL DEFAULT now()

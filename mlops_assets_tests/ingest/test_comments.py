@@ -247,6 +247,20 @@ def test_edits_and_deletions(app: Application, engine: Engine, comment_settings:
     assert ask(engine, "SELECT id, count(*) FROM comment_ledger GROUP BY id ORDER BY id") == [(first, 2), (second, 1), (third, 1)]
 
 
+def test_a_decision_that_is_taken_back_leaves_no_label(app: Application, engine: Engine, comment_settings: Settings) -> None:
+    tick = reader(engine, comment_settings)
+    (number,) = app.add("하나", status="ok")
+    tick()
+    standing = "SELECT labels, origin FROM comment_standing WHERE id = :i AND labels IS NOT NULL"
+    assert ask(engine, standing, i=number) == [(["clean"], "moderation")]
+    app.run(f"UPDATE comments SET status = 'pending' WHERE id = {number}")
+    tick()
+    assert ask(engine, standing, i=number) == []
+    app.run(f"UPDATE comments SET status = 'ok' WHERE id = {number}")
+    tick()
+    assert ask(engine, standing, i=number) == [(["clean"], "moderation")]
+
+
 def test_an_edit_that_commits_late_is_found(app: Application, engine: Engine, comment_settings: Settings) -> None:
     tick = reader(engine, comment_settings, window_rows=1, window_slice=1)
     (old, *_, last) = app.add(*"abcdef")

@@ -29,6 +29,7 @@ MODERATED = Said("moderation", "moderator", REGION)
         ([], None, False),
         ([MODERATED], REGION, False),
         ([Said("dataset", "unsmile", CLEAN), MODERATED], REGION, False),
+        ([MODERATED, Said("moderation", "moderator", [])], None, False),  # taken back
         ([person("가", CLEAN, CLEAN)], CLEAN, False),
         ([person("가", CLEAN, REGION)], None, True),
         ([person("가", CLEAN)], None, True),
@@ -53,7 +54,8 @@ def test_the_rule(said: list[Said], labels: list[str] | None, contested: bool) -
 _LABELS = st.lists(st.sampled_from(["clean", "지역", "남성", 'a"b{,}\\ ']), min_size=1, max_size=3)
 _PEOPLE = st.builds(Said, st.just("review"), st.sampled_from("가나다라마"), _LABELS, st.none() | _LABELS)
 _GIVEN = st.builds(Said, st.sampled_from(["dataset", "moderation"]), st.just("rule"), _LABELS)
-_SAID = st.lists(_PEOPLE | _GIVEN, max_size=8)
+_TAKEN_BACK = st.just(Said("moderation", "rule", []))
+_SAID = st.lists(_PEOPLE | _GIVEN | _TAKEN_BACK, max_size=8)
 
 
 @given(_SAID)
@@ -62,7 +64,7 @@ def test_one_person_never_overrules_and_disagreement_is_never_silent(said: list[
     people = {one.actor for one in said if one.origin == "review"}
     latest = {one.actor: label_set(one.labels) for one in said if one.origin == "review"}
     others = [one for one in said if one.origin != "review"]
-    if len(people) < 2 and others:
+    if len(people) < 2 and others and others[-1].labels:
         assert found.labels == label_set(others[-1].labels)
     if len(set(latest.values())) > 1 and found.labels not in latest.values():
         assert found.contested

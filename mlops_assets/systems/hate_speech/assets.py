@@ -23,6 +23,7 @@ from mlops_assets.ingest.assets import (
     system_definitions,
 )
 from mlops_assets.ingest.jobs import cut_definitions, score_definitions
+from mlops_assets.ingest.sensors import comments_reconciliation, comments_sensor
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
@@ -41,6 +42,9 @@ def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Def
 
     config = load_config(HateSpeechConfig, data.SYSTEM, settings.configs)
     parts = [system_definitions(SYSTEM, settings, open_platform, data_assets)]
+    if config.comments:
+        parts.append(dg.Definitions(sensors=[comments_sensor(data.SYSTEM, config.comments, settings)]))
+        parts.append(comments_reconciliation(data.SYSTEM, config.comments, settings))
     if config.cuts:
         parts.append(cut_definitions(data.SYSTEM, config.cuts, settings))
     if config.review:

@@ -7,6 +7,7 @@ from typing import Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlops_assets.ingest.cleaning import CleaningRules
+from mlops_assets.ingest.comment_source import CommentsSection
 from mlops_assets.settings import Strict, SystemConfig
 from mlops_assets.training.config import BertSection, TextTrainingSection
 
@@ -93,6 +94,8 @@ class ModelSection(BertSection):
 class HateSpeechConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
     models: dict[str, ModelSection]
+    comments: CommentsSection | None = None
+    """The application's table of new comments; null: there is none."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> HateSpeechConfig:
@@ -102,6 +105,9 @@ class HateSpeechConfig(SystemConfig):
             raise ValueError(f"models must be exactly {' and '.join(VARIANTS)}")
         if self.project.model not in VARIANTS:
             raise ValueError(f"project.model {self.project.model!r} is not one of {', '.join(VARIANTS)}")
+        moderation = self.comments and self.comments.moderation
+        if moderation and (unknown := sorted(moderation.labels - set(self.dataset.labels))):
+            raise ValueError(f"comments.moderation gives {', '.join(unknown)}, none of the labels of {self.project.dataset}")
         return self
 
     @property
