@@ -1,7 +1,7 @@
 """MLflow tracking: one MLflow run per Dagster run and variant, in the convention of dagster-mlflow (tag `dagster_run_id`).
 
-Training never fails because tracking does: what cannot be logged is said once and dropped. Belongs here: the tracking half of MLflow.
-Does not belong here: the model registry (`lifecycle/mirror.py`).
+Training never fails because tracking does: metrics wait until the server is back, what else cannot be logged is said and dropped.
+Belongs here: the tracking half of MLflow. Does not belong here: the model registry (`lifecycle/mirror.py`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ class Tracking:
             raise RuntimeError("MLflow is not set: start the platform with `mlops up`, or set MLOPS_MLFLOW_TRACKING_URI")
         if self._client is None:
             from mlflow import MlflowClient
-            from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+            from mlflow import environment_variables as variables
 
-            MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)  # type: ignore[no-untyped-call]  # stdout is the commands' own
+            variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)  # type: ignore[no-untyped-call]  # stdout is the commands' own
+            # By itself it tries for four minutes, and whoever trains, stages or mirrors would wait: what is mirrored is tried again anyway.
+            for variable, value in ((variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 2), (variables.MLFLOW_HTTP_REQUEST_TIMEOUT, 20)):
+                if not variable.is_set():  # type: ignore[no-untyped-call]
+                    variable.set(value)  # type: ignore[no-untyped-call]
             self._client = MlflowClient(self.uri)
         return self._client
 
@@ -94,6 +98,9 @@ class TrackedRun:
 
     #: Metrics are sent in batches: a training step must not wait for a server.
     FLUSH_SECONDS = 2.0
+    #: While the server is away they wait, so many of them, and it is asked again so often.
+    AWAY_SECONDS = 30.0
+    KEPT = 100_000
 
     def __init__(self, client: MlflowClient | None, run_id: str | None, uri: str | None = None) -> None:
         self.client = client
@@ -101,6 +108,7 @@ class TrackedRun:
         self.uri = uri
         self._waiting: list[Any] = []
         self._flushed = time.monotonic()
+        self._away_until = 0.0
 
     @property
     def link(self) -> str | None:
@@ -123,10 +131,12 @@ class TrackedRun:
             self.flush()
 
     def flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
         self._flushed = time.monotonic()
-        for start in range(0, len(waiting), 1000):
-            self._try("log_batch", self.run_id, metrics=waiting[start : start + 1000])
+        if self._flushed < self._away_until:
+            return
+        while self._waiting and self._try("log_batch", self.run_id, metrics=self._waiting[:1000]):
+            del self._waiting[:1000]
+        del self._waiting[: -self.KEPT]
 
     def log_params(self, parameters: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -150,13 +160,17 @@ class TrackedRun:
             self._try("log_artifact", self.run_id, str(path), None if parent == "." else parent)
 
     def finish(self, status: str = "FINISHED") -> None:
+        self._away_until = 0.0
         self.flush()
         self._try("set_terminated", self.run_id, status=status)
 
-    def _try(self, method: str, *arguments: Any, **named: Any) -> None:
+    def _try(self, method: str, *arguments: Any, **named: Any) -> bool:
         if self.client is None:
-            return
+            return True
         try:
             getattr(self.client, method)(*arguments, **named)
         except Exception as error:  # see the class: tracking never stops a training
-            logger.warning("MLflow %s failed and was dropped: %s", method, error)
+            self._away_until = time.monotonic() + self.AWAY_SECONDS
+            logger.warning("MLflow %s failed: %s", method, error)
+            return False
+        return True

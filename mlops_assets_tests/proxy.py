@@ -72,8 +72,18 @@ class Proxy:
                 _reset(client)
                 _reset(service)
                 return
-            threading.Thread(target=self._forward, args=(client, service, False), daemon=True).start()
-            threading.Thread(target=self._forward, args=(service, client, True), daemon=True).start()
+            threading.Thread(target=self._both_ways, args=(client, service), daemon=True).start()
+
+    def _both_ways(self, client: socket.socket, service: socket.socket) -> None:
+        """Until both sides have ended; then nothing of it is kept open."""
+        back = threading.Thread(target=self._forward, args=(service, client, True), daemon=True)
+        back.start()
+        self._forward(client, service, False)
+        back.join()
+        with self._lock:
+            self._open -= {client, service}
+        client.close()
+        service.close()
 
     def _forward(self, source: socket.socket, target: socket.socket, answer: bool) -> None:
         try:
