@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -95,9 +96,11 @@ class Proxy:
                         return
                     self._left -= len(data)
                 target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+        finally:
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
 
 
 def _reset(one: socket.socket) -> None:
