@@ -181,6 +181,7 @@ def test_each_service_cut_for_a_minute_loses_nothing_and_no_answer(postgres: str
         }
         platform = stack.enter_context(running_platform(**settings))
         platform.start()
+        platform.known["database_url"] = settings["MLOPS_DATABASE_URL"]  # not the embedded one, so nobody wrote it down
         land(platform, tmp_path / "v1", "v1", seed=1)
         until(lambda: reachable(f"{platform.known['serve_url']}/models/sentiment"), 400, "the first model served")
         load = stack.enter_context(Load(platform.known["serve_url"], source))
