@@ -1,11 +1,11 @@
 """A registered model in this process, without a server: fetched, verified and loaded as the server does it. Torch is not needed.
 
-Belongs here: from a version's name to its predictor. Does not belong here: the systems' own predictor classes, HTTP.
+Belongs here: from a version's name to its predictor, and what the systems' predictor classes share. Does not belong here: HTTP.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
 from mlops_assets.lifecycle import bundle, promotion
 from mlops_assets.settings import Settings, load_settings
@@ -50,3 +50,34 @@ def load_registered(system: str, version: Version, settings: Settings | None = N
     promotion.verify_receipt(receipt, settings.public_keys_path)
     folder = bundle.fetch(platform.store, receipt.bundle_sha256, receipt.files, settings.home / "bundles")
     return Registered(receipt.version, receipt.bundle_sha256, load_text_predictor(folder, settings.threads))
+
+
+class RegisteredPredictor:
+    """Predicts texts with a registered, verified bundle of `system`.
+
+    Args:
+        version: a registered version's number, `champion` (the model in production, the default) or `candidate` (the staged one).
+        settings: default: the environment's.
+
+    Raises:
+        NoModel: no such version.
+        BadSignature, BadBundle: what the ledger or the store holds is not what was registered.
+    """
+
+    system: ClassVar[str]
+
+    def __init__(self, version: Version = "champion", *, settings: Settings | None = None) -> None:
+        self.version, self.bundle_sha256, self._predictor = load_registered(self.system, version, settings)
+
+    @overload
+    def predict(self, text: str, return_probs: bool = True) -> dict[str, Any]: ...
+
+    @overload
+    def predict(self, text: list[str], return_probs: bool = True) -> list[dict[str, Any]]: ...
+
+    def predict(self, text: str | list[str], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
+        """The server's own answer: one dict for one text, a list for a list."""
+        answers = self._predictor.predict([text] if isinstance(text, str) else text)
+        if not return_probs:
+            answers = [{name: value for name, value in answer.items() if name != "probs"} for answer in answers]
+        return answers[0] if isinstance(text, str) else answers
