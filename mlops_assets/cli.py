@@ -517,11 +517,9 @@ def rollback(system: str, *, reason: str, to: int | None = None, as_json: Json =
 
 
 def _metric(system: str, name: str) -> str:
-    from mlops_assets.lifecycle.jobs import Metric
-    from mlops_assets.lifecycle.report import metric_name
+    from mlops_assets.lifecycle.report import label, metric_name
 
-    known = {member.value.lower(): member.value for member in Metric}
-    return known[metric_name(name, sorted(known))]
+    return label(metric_name(name, _system(system)[0].metrics))
 
 
 def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bool) -> None:

@@ -6,10 +6,10 @@ Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `r
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, create_model
 
 from mlops_assets.lifecycle.assets import (
     TRAINING_POOL,
@@ -21,6 +21,7 @@ from mlops_assets.lifecycle.assets import (
     refusal,
     sweep_event,
 )
+from mlops_assets.lifecycle.report import label
 from mlops_assets.lifecycle.system import ModelSystem
 from mlops_assets.settings import SettingsError, SystemConfig
 
@@ -33,29 +34,17 @@ if TYPE_CHECKING:
 MODEL_LAYERS = ("trained_model", "evaluation_report", "registered_model")
 
 
-class Metric(Enum):
-    """What a model may be chosen by."""
-
-    Loss = "Loss"
-    Accuracy = "Accuracy"
-    F1 = "F1"
-    Recall = "Recall"
-    Precision = "Precision"
+def metric_choices(system: ModelSystem) -> type[Enum]:
+    """What a model of `system` may be chosen by, as the launchpad offers it."""
+    make: Any = Enum  # as a plain call: mypy knows only literal names
+    return cast(type[Enum], make("Metric", {label(name): label(name) for name in system.metrics}))
 
 
-class StageConfig(dg.Config):
-    metric: Metric = Field(
-        default=Metric.Loss, description="Choose the candidate by this metric. / 어떤 지표를 기준으로 스테이지 하시겠습니까?"
-    )
-    reason: str = Field(default="", description="Why; recorded and signed.")
-
-
-class ProduceConfig(dg.Config):
-    metric: Metric = Field(
-        default=Metric.Loss, description="Choose the champion by this metric. / 어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?"
-    )
-    version: int | None = Field(default=None, description="Promote this registered version instead of the best one.")
-    reason: str = Field(description="Why; recorded and signed.")
+def _choosing(name: str, system: ModelSystem, korean: str, **more: Any) -> type[dg.Config]:
+    """The form of a job that chooses the best registered version by a metric."""
+    metrics = metric_choices(system)
+    described = Field(default=next(iter(metrics)), description=f"Choose it by this metric. / {korean}")
+    return create_model(name, __base__=dg.Config, metric=(metrics, described), **more)
 
 
 class RollbackConfig(dg.Config):
@@ -95,7 +84,7 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
         asset_job("models", dg.AssetSelection.groups(name), "Any of the models, from dataset to registration: choose the assets."),
         asset_job("register", dg.AssetSelection.assets(*registered), "Register what `_train` left, if the gate lets it."),
         _sweep_job(system, config, open_platform),
-        *_ledger_jobs(name, config, open_platform),
+        *_ledger_jobs(system, config, open_platform),
     ]
 
 
@@ -120,7 +109,8 @@ SWEEP_SECONDS = 24 * 3600
 
 def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
     """The launchpad's form of `<system>_sweep`: what is searched, then parameters that all trials share."""
-    default = next((metric for metric in Metric if metric.value.lower() == config.promotion.metric), Metric.Loss)
+    metrics = metric_choices(system)
+    default = next((metric for metric in metrics if metric.value == label(config.promotion.metric)), next(iter(metrics)))
     types = (
         f"Models to choose from; empty: all ({', '.join(system.variants)})." if len(system.variants) > 1 else "Empty: the configured model."
     )
@@ -130,7 +120,7 @@ def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
         "Sweep",
         shared,
         trials=(int, Field(default=10, description="Trials in all, those of an earlier run of the same sweep included. / 시도 횟수")),
-        metric=(Metric, Field(default=default, description="The figure on validation that is optimised. / 최적화할 지표")),
+        metric=(metrics, Field(default=default, description="The figure on validation that is optimised. / 최적화할 지표")),
         model_types=(list[str], Field(default=[], description=types)),
         learning_rate_low=(float | None, Field(default=None, description="Least learning rate; empty: a tenth of the configured one.")),
         learning_rate_high=(float | None, Field(default=None, description="Greatest learning rate; empty: ten times the configured one.")),
@@ -182,7 +172,18 @@ def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callabl
     return sweep_job
 
 
-def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:
+def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:
+    name = system.name
+    why = "Why; recorded and signed."
+    stage_form = _choosing("Stage", system, "어떤 지표를 기준으로 스테이지 하시겠습니까?", reason=(str, Field(default="", description=why)))
+    produce_form = _choosing(
+        "Produce",
+        system,
+        "어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?",
+        version=(int | None, Field(default=None, description="Promote this registered version instead of the best one.")),
+        reason=(str, Field(description=why)),
+    )
+
     def act(context: dg.OpExecutionContext, do: Callable[["Registrar"], "Promotion"]) -> None:
         from mlops_assets.lifecycle.registrar import Refused, Registrar
 
@@ -197,13 +198,15 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
         if done.kind != "stage":
             context.log_event(champion_event(done))
 
-    @dg.op(name=f"{name}_stage_op")
-    def stage_op(context: dg.OpExecutionContext, config: StageConfig) -> None:
+    def stage_op(context: dg.OpExecutionContext, config: Any) -> None:
         act(context, lambda registrar: registrar.stage(config.metric.value, config.reason))
 
-    @dg.op(name=f"{name}_produce_op")
-    def produce_op(context: dg.OpExecutionContext, config: ProduceConfig) -> None:
+    def produce_op(context: dg.OpExecutionContext, config: Any) -> None:
         act(context, lambda registrar: registrar.produce(config.metric.value, reason=config.reason, version=config.version))
+
+    # The forms differ by system, so their types are known only here.
+    stage_op.__annotations__["config"], produce_op.__annotations__["config"] = stage_form, produce_form
+    staging, producing = dg.op(name=f"{name}_stage_op")(stage_op), dg.op(name=f"{name}_produce_op")(produce_op)
 
     @dg.op(name=f"{name}_rollback_op")
     def rollback_op(context: dg.OpExecutionContext, config: RollbackConfig) -> None:
@@ -229,11 +232,11 @@ def _ledger_jobs(name: str, config: SystemConfig, open_platform: Callable[[], "P
 
     @dg.job(name=f"{name}_stage", description="Make the best registered version the candidate that the staging server serves.")
     def stage() -> None:
-        stage_op()
+        staging()
 
     @dg.job(name=f"{name}_produce", description="Promote a registered version to champion.")
     def produce() -> None:
-        produce_op()
+        producing()
 
     @dg.job(name=f"{name}_rollback", description="Serve a former champion again.")
     def rollback() -> None:

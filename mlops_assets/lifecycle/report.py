@@ -15,6 +15,8 @@ from typing import Any
 
 from mlops_assets.settings import canonical
 
+#: What every classifier reports, and people choose a model by.
+METRICS = ("loss", "accuracy", "f1", "recall", "precision")
 #: Metrics of which less is better; of all others more is.
 LESS_IS_BETTER = frozenset({"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects"})
 

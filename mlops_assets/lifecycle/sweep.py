@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("accuracy", "f1", "loss", "precision", "recall")
 #: Without a range: from so many times less than the configured learning rates to so many times more.
 AROUND = 10.0
 
@@ -100,7 +99,7 @@ def plan(
     known = [pipeline.parameters_of(system, config, name, overrides) for name in (model_types if several else system.variants)]
     return Plan(
         dataset_version=dataset_version,
-        metric=metric_name(metric or config.promotion.metric, METRICS),
+        metric=metric_name(metric or config.promotion.metric, system.metrics),
         trials=trials,
         space=tuning.Space(tuple(model_types), _range(learning_rate, [float(values["learning_rate"]) for values in known])),
         seed=config.project.seed if seed is None else seed,

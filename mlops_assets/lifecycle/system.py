@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlops_assets.lifecycle.report import METRICS
 from mlops_assets.settings import SettingsError, SystemConfig
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class ModelSystem:
         load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
         sources: files whose text is the code version of each variant.
         aliases: other names of variants, as users know them.
+        metrics: what a model may be chosen by, see `lifecycle/report.py`; the first is the default.
         from_champion: those variants that go on from the champion's weights; without a champion whose data theirs extends they are skipped.
     """
 
@@ -139,6 +141,7 @@ class ModelSystem:
     sources: Callable[[str], Sequence[Path]]
     variants: Sequence[str] = ("",)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    metrics: Sequence[str] = METRICS
     from_champion: Sequence[str] = ()
 
     def variant_of(self, name: str) -> str:
