@@ -62,7 +62,8 @@ class MariaDB:
 
     def connect(self, database: str | None = None, **options: Any) -> pymysql.connections.Connection[Any]:
         """A connection of the application's own, that commits by itself unless `autocommit=False`."""
-        given = {"user": "root", "autocommit": True, "charset": "utf8mb4"} | options
+        # Without TLS, for which PyMySQL would read the machine's certificates at every connection: 22 ms.
+        given = {"user": "root", "autocommit": True, "charset": "utf8mb4", "ssl_disabled": True} | options
         return pymysql.connect(host="127.0.0.1", port=self.port, database=database, **given)
 
     def run(self, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
