@@ -137,7 +137,7 @@ def main() -> None:
             served(there, rows, next(photos.rglob("*.jpg")))
     best = max(rows, key=lambda row: (row["version"] is not None, row["f1"]))
     report(
-        "accuracy on held-out tiles, best of the models, from scratch",
+        f"accuracy on held-out tiles {'by the number in the name' if given.exact_groups else 'whole'}, best of the models, from scratch",
         best["accuracy"],
         GOAL,
         1.0,
