@@ -162,15 +162,16 @@ def worker_of(pid: int, at: float) -> psutil.Process | None:
     return process if process is not None and process.create_time() <= at + CLOCK_SLACK_SECONDS else None
 
 
-def strays(instance: DagsterInstance, grace_seconds: float) -> Iterator[tuple[DagsterRun, psutil.Process]]:
-    """Workers of this code server whose runs ended more than `grace_seconds` ago: stopped or stuck where no interrupt reaches them.
+def strays(instance: DagsterInstance, grace_seconds: float, code_server: int | None = None) -> Iterator[tuple[DagsterRun, psutil.Process]]:
+    """Workers of a code server (its pid; default: this process) whose runs ended more than `grace_seconds` ago: stuck where no interrupt
+    reaches them.
 
     Such a worker holds the lock of training, its memory and its processors, and every later training would wait for it. Costs a look at
-    the children of this process, and a query per run in progress while there are any.
+    its children, and a query per run in progress while there are any.
     """
     import psutil
 
-    workers = {child.pid: child for child in psutil.Process().children() if is_run_worker(child.pid)}
+    workers = {child.pid: child for child in psutil.Process(code_server).children() if is_run_worker(child.pid)}
     if not workers:
         return
     for run in instance.get_runs(RunsFilter(statuses=NOT_FINISHED_STATUSES)):
