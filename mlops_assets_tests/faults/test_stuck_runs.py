@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.execution.api import create_execution_plan
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 
@@ -61,9 +62,11 @@ class Dagster:
             context = workspace.create_request_context()
             (repository,) = context.get_code_location("here").get_repositories().values()
             job = repository.get_full_job("sleeper")
+            config = {"ops": {"sleep": {"config": {"until": str(until)}}}}
             run = self.instance.create_run_for_job(
                 sleeper,
-                run_config={"ops": {"sleep": {"config": {"until": str(until)}}}},
+                run_config=config,
+                execution_plan=create_execution_plan(sleeper, config),  # it says which pools the run needs
                 remote_job_origin=job.get_remote_origin(),
                 job_code_origin=job.get_python_origin(),
             )
@@ -88,6 +91,11 @@ class Dagster:
         return None if run is None else run.tags.get("dagster/auto_retry_run_id")
 
 
+def is_blocked(dagster: Dagster, run_id: str) -> bool:
+    """Whether the daemon has looked at a queued run and left it where it was: it says so in its log."""
+    return f"{run_id} is blocked by global concurrency limits" in dagster.supervisor.log("daemon").read_text()
+
+
 @pytest.fixture
 def dagster(dagster_settings, tmp_path: Path) -> Iterator[Dagster]:
     supervisor = Supervisor(tmp_path / "logs", lambda kind, text: None, Patience(first_backoff=0.1))
@@ -101,8 +109,10 @@ def dagster(dagster_settings, tmp_path: Path) -> Iterator[Dagster]:
 def test_whatever_is_killed_the_run_ends_its_slot_goes_on_and_its_retry_is_made(dagster: Dagster, tmp_path: Path) -> None:
     go = tmp_path / "go"
     dagster.until(lambda: dagster.code.ready and dagster.daemon.ready, "code server and daemon")
-    first, second = dagster.submit(go), dagster.submit(go)
+    first = dagster.submit(go)
     dagster.until(lambda: dagster.works(first), "the first run")
+    second = dagster.submit(go)
+    dagster.until(lambda: is_blocked(dagster, second), "the second run's turn in the queue")
     assert dagster.status(second) == QUEUED, "the pool has one slot: this would show nothing"
 
     dagster.kill_worker(first)
