@@ -251,18 +251,18 @@ FAULTS = (
 
 
 def retries(made: Trainings) -> dict[str, int]:
-    """How the daemon retried: every crash once, but for those that had had all their retries; raises AssertionError otherwise."""
+    """How the daemon retried: every crash once, but for those that had had all their retries; `wrong` counts what is otherwise."""
     runs = {run.run_id: run for run in made.instance.get_runs()}
-    crashed = [run for run in runs.values() if run.status == DagsterRunStatus.FAILURE]
-    children = {run_id: [r for r in runs.values() if r.parent_run_id == run_id] for run_id in runs}
-    given_up = 0
-    for run in crashed:
-        earlier = int(run.tags.get("dagster/retry_number", "0"))
-        wanted = 0 if earlier == RETRIES else 1
-        given_up += 1 - wanted
-        assert len(children[run.run_id]) == wanted, f"{run.run_id} was retried {len(children[run.run_id])} times, after {earlier} retries"
-    assert all(not children[run.run_id] for run in runs.values() if run.status != DagsterRunStatus.FAILURE)
-    return {"crashed": len(crashed), "retried": len(crashed) - given_up, "out_of_retries": given_up}
+    found = {"crashed": 0, "retried": 0, "out_of_retries": 0, "wrong": 0}
+    for run in runs.values():
+        crashed = run.status == DagsterRunStatus.FAILURE
+        spent = int(run.tags.get("dagster/retry_number", "0")) == RETRIES
+        children = len([other for other in runs.values() if other.parent_run_id == run.run_id])
+        found["crashed"] += crashed
+        found["out_of_retries"] += crashed and spent
+        found["retried"] += crashed and children == 1
+        found["wrong"] += children != (1 if crashed and not spent else 0)
+    return found
 
 
 def left_behind(made: Trainings) -> dict[str, int]:
@@ -320,11 +320,16 @@ def _launched(made: Trainings) -> str | None:
     return None
 
 
+def pause(file: Path | None) -> None:
+    while file is not None and file.exists():
+        time.sleep(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="each kind once")
     parser.add_argument("--pause", type=Path, help="begin no round while this file exists")
-    parser.add_argument("--steps", type=int, default=600, help="of one training: half a minute alone on the machine")
+    parser.add_argument("--steps", type=int, default=300, help="of one training: a quarter of a minute alone on the machine")
     given = parser.parse_args()
     kinds = list(KINDS) if given.quick else [*(KINDS * 8), *TOGETHER, *TOGETHER[:2]]
     load = pressure()
@@ -334,13 +339,14 @@ def main() -> None:
         with trainings(Path(name), given.steps) as made:
             rounds = []
             for parts in kinds:
-                while given.pause is not None and given.pause.exists():
-                    time.sleep(5)
+                pause(given.pause)
                 rounds.append(round_of(made, parts))
             settled(made)
             again = retries(made)
+            print(json.dumps(again), flush=True)
             faults = {}
             for fault in FAULTS:
+                pause(given.pause)
                 faults[fault.__name__] = round(fault(made), 1)
                 print(json.dumps({fault.__name__: faults[fault.__name__]}), flush=True)
                 settled(made)
@@ -361,12 +367,11 @@ def main() -> None:
         "faults_s": faults,
         "control": default,
     }
-    stuck = default["status"] == "STARTED" and default["slot_held"]
-    assert not any(left.values()), left
-    assert stuck, f"the control should stick: {default}"
-    report(
-        "stuck_runs", 1 / worst, 1 / default["after_s"], 1, load=load, unit="1 / s until a killed run is over; peer: still STARTED", **more
-    )
+    unit = "1 / s until a killed run is over; peer: still STARTED"
+    report("stuck_runs", 1 / worst, 1 / default["after_s"], 1, load=load, unit=unit, **more)
+    kept = len(good) == len(rounds) and not again["wrong"] and not any(left.values())
+    sticks = default["status"] == "STARTED" and default["slot_held"]
+    sys.exit(0 if kept and sticks else 1)
 
 
 if __name__ == "__main__":
