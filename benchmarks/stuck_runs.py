@@ -136,7 +136,7 @@ def trainings(folder: Path, steps: int) -> Iterator[Trainings]:
             mlops = str(Path(sys.executable).with_name("mlops"))
             command = [mlops, "land", "sentiment", str(folder / "reviews"), "--dataset-version", VERSION]
             subprocess.run(command, env=platform.environment, check=True, stdout=subprocess.DEVNULL)
-            wait(lambda: any(r.status == DagsterRunStatus.SUCCESS for r in instance.get_runs()), 600, "the first model")
+            wait(lambda: any(run.is_finished for run in instance.get_runs()), 600, "the first model")
             yield made
 
 
