@@ -188,8 +188,11 @@ def kill(worker: psutil.Process) -> None:
     """The worker and what it started."""
     import psutil
 
+    processes = [worker]
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (*worker.children(recursive=True), worker):
+        processes += worker.children(recursive=True)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
