@@ -19,7 +19,7 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRun, Field, RunsFi
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.storage.tags import GRPC_INFO_TAG, HIDDEN_TAG_PREFIX
 
 from mlops_assets.dagster_api import is_run_worker
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from dagster._grpc.client import DagsterGrpcClient
     from dagster._serdes import ConfigurableClassData
 
-WORKER_TAG = "mlops/worker"
+#: Of a run's worker: the run's id, pid and birth. Hidden: it says nothing to people, and the retry of a run copies it.
+WORKER_TAG = f"{HIDDEN_TAG_PREFIX}mlops_worker"
 
 #: Code servers whose pids are ours to look at; None: the run was started by no code server (`mlops train`), so by this machine.
 LOCAL_HOSTS: tuple[str | None, ...] = (None, "localhost", "127.0.0.1", "::1", socket.gethostname())
