@@ -214,7 +214,7 @@ def daemon_killed_while_it_launches(made: Trainings) -> float:
 
 def worker_hangs_beyond_its_time(made: Trainings) -> float:
     """Stopped, it heeds no interrupt and holds the lock of training: it must be killed before its retry can train."""
-    run_id = made.launch(**{"dagster/max_runtime": "5"})
+    run_id = made.launch(**{"dagster/max_runtime": "45"})  # time enough to load and to begin
     wait(lambda: made.training() == run_id, 120, "the training")
     pid, began = made.pid(run_id), time.monotonic()
     os.kill(pid, signal.SIGSTOP)
