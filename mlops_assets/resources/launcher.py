@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,24 @@ class PidRunLauncher(DefaultRunLauncher):
             return self._ask_code_server(run, info["host"])
         worker = json.loads(run.tags.get(WORKER_TAG, "{}"))
         return self._known_worker(run, worker) if worker.get("run_id") == run.run_id else self._first_sight(run)
+
+    def terminate(self, run_id: str) -> bool:
+        """An interrupt straight to a worker of this machine; the run is then canceled by itself, or given up after its timeout.
+
+        Dagster asks the code server instead, which waits for the worker to wake up and holds meanwhile the lock that it needs to start any
+        run: one worker that hangs, and nothing is ever started again, not even after that worker was killed.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        said = said_pid(self._instance, run_id)
+        here = GRPC_INFO_TAG in run.tags and json.loads(run.tags[GRPC_INFO_TAG]).get("host") in LOCAL_HOSTS
+        worker = worker_of(*said) if here and said is not None else None
+        if worker is None:
+            return bool(super().terminate(run_id))
+        self._instance.report_run_canceling(run)
+        worker.send_signal(signal.SIGINT)
+        return True
 
     def _known_worker(self, run: DagsterRun, worker: Mapping[str, Any]) -> CheckRunHealthResult:
         pid = int(worker["pid"])

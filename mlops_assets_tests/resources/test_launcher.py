@@ -11,19 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
+from dagster._grpc.types import CanCancelExecutionRequest, CancelExecutionRequest
 
 from mlops_assets.resources.launcher import WORKER_TAG, PidRunLauncher, kill, strays, worker_of
 
@@ -205,3 +208,42 @@ def test_a_pid_that_was_said_before_its_process_began_is_anothers():
     began = psutil.Process().create_time()
     assert worker_of(os.getpid(), began + 1) is not None
     assert worker_of(os.getpid(), began - 30) is None  # after a restart of the machine pids begin anew
+
+
+def test_a_worker_that_hangs_while_it_is_canceled_does_not_stop_its_code_server(tmp_path):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+        instance = workspace.instance
+        launcher = instance.run_launcher
+        client = launcher._get_grpc_client_for_termination(run_id)
+
+        def answers() -> bool:
+            """Whether the lock is free that the code server takes to start a run."""
+            try:
+                return bool(client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=3))
+            except DagsterUserCodeUnreachableError:
+                return False
+
+        os.kill(worker, signal.SIGSTOP)
+        assert launcher.terminate(run_id)
+        assert instance.get_run_by_id(run_id).status == DagsterRunStatus.CANCELING
+        assert answers()
+
+        def ask() -> None:
+            with suppress(DagsterUserCodeUnreachableError):
+                client.cancel_execution(CancelExecutionRequest(run_id=run_id))
+
+        control = Thread(target=ask)  # a control: as Dagster's own launcher asks
+        control.start()
+        until(lambda: not answers())
+        os.kill(worker, signal.SIGKILL)
+        assert not answers(), "not even the end of the worker frees it"
+        server.kill()
+        control.join()
+
+
+def test_a_worker_that_is_well_heeds_the_interrupt(tmp_path):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, _):
+        assert workspace.instance.run_launcher.terminate(run_id)
+        until(lambda: workspace.instance.get_run_by_id(run_id).status == DagsterRunStatus.CANCELED)
+        until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+        assert not workspace.instance.run_launcher.terminate(run_id)
