@@ -1,10 +1,11 @@
-"""Dagster's GraphQL API as plain functions, for what runs outside Dagster: the supervisor, the demo, the dashboard.
+"""Dagster seen from outside, as plain functions: its GraphQL API and its run workers, for the supervisor, the demo, the dashboard.
 
 Belongs here: asking the webserver and launching jobs through it. Does not belong here: any `import dagster`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import urllib.request
@@ -103,3 +104,13 @@ def runs_over(address: str, system: str, version: str) -> list[dict[str, Any]] |
     except OSError:
         return None
     return list(data["runsOrError"].get("results", []))
+
+
+def is_run_worker(pid: int) -> bool:
+    """Dagster's code server starts each run as a spawned process; its other helper only tracks semaphores."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and any("spawn_main" in word for word in process.cmdline())
+    return False

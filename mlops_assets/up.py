@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlops_assets.dagster_api import DIRECT, graphql
+from mlops_assets.dagster_api import DIRECT, graphql, is_run_worker
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
 from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, marked, sweep
@@ -151,7 +151,7 @@ class Platform:
         code = children["code"].process if "code" in children else None
         if code is not None:
             # Killed, not interrupted: an interrupted step counts as failed and is not retried, a killed run is resumed by the daemon.
-            runs = [pid for pid in marked(self.mark, but=[code.pid], spare=leaders - {code.pid}) if _is_run_worker(pid)]
+            runs = [pid for pid in marked(self.mark, but=[code.pid], spare=leaders - {code.pid}) if is_run_worker(pid)]
             sweep(self.mark, but=[code.pid], spare=leaders - {code.pid})
             if runs:
                 self._say("warn", f"cut off {len(runs)} run(s) in progress: at the next `mlops up` they resume from their last checkpoint")
@@ -361,15 +361,6 @@ class Platform:
             address=links["TensorBoard"],
             after=["serve"],
         )
-
-
-def _is_run_worker(pid: int) -> bool:
-    """Dagster's code server starts each run as a spawned process; its other helper only tracks semaphores."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return any("spawn_main" in word for word in psutil.Process(pid).cmdline())
-    return False
 
 
 def migrate(settings: Settings | None = None) -> tuple[str, str]:

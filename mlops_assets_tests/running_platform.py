@@ -95,6 +95,7 @@ class Running:
     def pid_of(self, name: str) -> int:
         """The leader of a service: the marked process that is the first of its session and was started by the supervisor."""
         commands = {"tensorboard": "tensorboard.main", "code": "grpc", "mlflow": "server"}
+        commands |= {"daemon": "dagster._daemon", "dagster": "dagster_webserver"}
         for pid in marked(f"*:{self.home}"):
             process = psutil.Process(pid)
             if process.ppid() == self.known["pid"] and commands[name] in process.cmdline():

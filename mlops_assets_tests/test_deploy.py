@@ -75,6 +75,9 @@ def test_both_instances_keep_the_promises_of_a_run(path):
     assert config["run_launcher"]["class"] == "PidRunLauncher"
     monitoring = config["run_monitoring"]
     assert monitoring["enabled"] and monitoring["max_runtime_seconds"] > 0 and monitoring["free_slots_after_run_end_seconds"] > 0
+    # Whatever was killed, the run is over within two minutes; one that finds no code server goes back into the queue.
+    assert max(monitoring["start_timeout_seconds"], monitoring["cancel_timeout_seconds"]) + 2 * monitoring["poll_interval_seconds"] < 120
+    assert config["run_queue"]["max_user_code_failure_retries"] * config["run_queue"]["user_code_failure_retry_delay"] >= 100
     assert config["run_retries"]["retry_on_asset_or_op_failure"] is False
     assert config["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
     assert config["telemetry"] == {"enabled": False}

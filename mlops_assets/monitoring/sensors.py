@@ -1,4 +1,5 @@
-"""Sensors that watch: runs that failed, champions that do badly. They start no run; what they see goes to people through the outbox.
+"""Sensors that watch: runs that failed, workers that outlive them, champions that do badly. They start no run; what people must hear goes
+through the outbox.
 
 Belongs here: the shells, and reading Dagster's event log. Does not belong here: figures and limits (`live.py`), delivery (`mirror_sensor`).
 """
@@ -20,6 +21,8 @@ OVERLAP = timedelta(minutes=10)
 KIND = "run_ended_badly"
 #: An error's first line is shown up to here.
 LINE = 300
+#: A run that has ended may take so long to leave: it closes a checkpoint, its files and connections.
+GRACE_SECONDS = 20.0
 
 
 def failure_sensor(open_platform: Callable[[], "Platform"]) -> dg.SensorDefinition:
@@ -109,6 +112,28 @@ def _only_steps_failed(event: dg.DagsterEvent) -> bool:
 def _line(message: str | None) -> str:
     lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
     return lines[0][:LINE] if lines else "no message"
+
+
+def stray_sensor() -> dg.SensorDefinition:
+    """One sensor for every code server: it is evaluated there, where the workers are."""
+
+    @dg.sensor(
+        name="stray_workers",
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Kills the process of a run that has ended (canceled, over its time) and does not heed it: it would hold training up.",
+    )
+    def stray_workers(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        from mlops_assets.resources.launcher import kill, strays
+
+        killed = []
+        for run, process in strays(context.instance, GRACE_SECONDS):
+            kill(process)
+            killed.append(f"process {process.pid} outlived its run {run.run_id} ({run.status.value}) and was killed")
+            context.instance.report_engine_event(killed[-1], run)
+        return dg.SkipReason("; ".join(killed)[:1000] or "no worker outlives its run")
+
+    return stray_workers
 
 
 def live_sensors(system: str, policy: MonitoringPolicy, open_platform: Callable[[], "Platform"]) -> list[dg.SensorDefinition]:

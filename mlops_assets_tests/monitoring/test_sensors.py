@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
 from mlops_assets.definitions import build_defs
 from mlops_assets.lifecycle import outbox
-from mlops_assets.monitoring.sensors import failure_sensor
+from mlops_assets.monitoring import sensors
+from mlops_assets.monitoring.sensors import failure_sensor, stray_sensor
+from mlops_assets_tests.conftest import wait_for
 from mlops_assets_tests.factories import config_of
 from mlops_assets_tests.monitoring.watched import Watched, kinds, refuse_to_connect
 
@@ -131,4 +138,33 @@ def test_of_two_ticks_at_the_same_time_one_tells(engine):
 
 def test_the_platform_watches_by_itself(settings):
     running = {s.name for s in build_defs(settings).sensors or [] if s.default_status == dg.DefaultSensorStatus.RUNNING}
-    assert running >= {"run_failures", "mlflow_mirror", "sentiment_live_performance", "tires_live_performance"}
+    assert running >= {"run_failures", "stray_workers", "mlflow_mirror", "sentiment_live_performance", "tires_live_performance"}
+
+
+def test_the_process_of_an_ended_run_that_heeds_nothing_is_killed_and_the_run_says_so(instance, monkeypatch):
+    sensor = stray_sensor()
+
+    def tick() -> str:
+        with dg.build_sensor_context(instance=instance) as context:
+            return sensor.evaluate_tick(context).skip_message or ""
+
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    worker.start()
+    try:
+        os.kill(worker.pid, signal.SIGSTOP)
+        run = dg.DagsterRun(job_name="toy_train", status=dg.DagsterRunStatus.STARTED)
+        instance.add_run(run)
+        instance.report_engine_event("Started process for run", run, EngineEventData.in_process(worker.pid))
+        assert tick() == "no worker outlives its run"
+        instance.report_run_failed(run, "Exceeded maximum runtime of 5 seconds.")
+        assert tick() == "no worker outlives its run"  # it may still close its checkpoint
+        monkeypatch.setattr(sensors, "GRACE_SECONDS", 0.0)
+        wait_for(lambda: f"process {worker.pid} outlived its run {run.run_id} (FAILURE)" in tick(), "the end of the grace")
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
+    finally:
+        worker.kill()
+        worker.join()
+    assert tick() == "no worker outlives its run"
+    told = [entry.message for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)]
+    assert any("was killed" in message for message in told)

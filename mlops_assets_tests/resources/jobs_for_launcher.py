@@ -1,13 +1,20 @@
-"""A code location with one run that sleeps; loaded by a real code server in test_launcher.py."""
+"""A code location with one job that waits in the pool `training`; loaded by the real code servers of the tests."""
 
 import time
+from pathlib import Path
 
 import dagster as dg
 
 
-@dg.op
-def sleep():
-    time.sleep(600)
+class Wait(dg.Config):
+    until: str = ""
+    """The file whose coming ends the run."""
+
+
+@dg.op(pool="training")
+def sleep(config: Wait):
+    while not (config.until and Path(config.until).exists()):
+        time.sleep(0.1)
 
 
 @dg.job(executor_def=dg.in_process_executor)

@@ -11,21 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
+from dagster._grpc.types import CanCancelExecutionRequest, CancelExecutionRequest
 
-from mlops_assets.resources.launcher import WORKER_TAG, PidRunLauncher
+from mlops_assets.resources.launcher import WORKER_TAG, PidRunLauncher, kill, strays, worker_of
 
 JOBS = Path(__file__).parent / "jobs_for_launcher.py"
 
@@ -39,7 +42,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 @contextmanager
-def sleeping_run(folder: Path, launcher: dict[str, str]) -> Iterator[tuple[WorkspaceProcessContext, str, int, subprocess.Popen[bytes]]]:
+def sleeping_run(folder: Path, launcher: dict[str, Any]) -> Iterator[tuple[WorkspaceProcessContext, str, int, subprocess.Popen[bytes]]]:
     """An instance, and a run in progress in it: (workspace, run id, the worker's pid, the code server)."""
     folder.mkdir()
     config = {"run_launcher": launcher, "run_monitoring": {"enabled": True, "start_timeout_seconds": 120}, "telemetry": {"enabled": False}}
@@ -47,16 +50,9 @@ def sleeping_run(folder: Path, launcher: dict[str, str]) -> Iterator[tuple[Works
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port), "--python-file", str(JOBS)]
-    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(folder)}, stderr=subprocess.DEVNULL)
+    server = code_server(folder, port)
     worker = None
     try:
-
-        def listening() -> bool:
-            with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", port)) == 0
-
-        until(listening)
         with DagsterInstance.from_config(str(folder)) as instance:
             target = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name="here")
             with WorkspaceProcessContext(instance, target) as workspace:
@@ -76,6 +72,19 @@ def sleeping_run(folder: Path, launcher: dict[str, str]) -> Iterator[tuple[Works
             if pid is not None and psutil.pid_exists(pid):
                 os.kill(pid, signal.SIGKILL)
         server.wait()
+
+
+def code_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Returns once it listens."""
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(port), "--python-file", str(JOBS)]
+    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(folder)}, stderr=subprocess.DEVNULL)
+
+    def listening() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listening)
+    return server
 
 
 def _definition():
@@ -104,10 +113,12 @@ def kill_both(worker: int, server: subprocess.Popen[bytes]) -> None:
 
 
 OURS = {"module": "mlops_assets.resources.launcher", "class": "PidRunLauncher"}
+#: Nothing is waited for: what is gone is called gone.
+AT_ONCE = OURS | {"config": {"patience_seconds": 0, "settled_seconds": 0}}
 
 
 def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path, monkeypatch):
-    with sleeping_run(tmp_path / "home", OURS) as (workspace, run_id, worker, server):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
         instance = workspace.instance
         ours = instance.run_launcher
         assert isinstance(ours, PidRunLauncher)
@@ -148,3 +159,91 @@ def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path,
         away = {GRPC_INFO_TAG: json.dumps({"host": "code.invalid", "port": 4266})}
         instance.add_run_tags(retry.run_id, away)
         assert ours.check_run_worker_health(retry.with_tags(away)).status == WorkerStatus.RUNNING
+
+
+def test_a_run_is_failed_only_when_its_code_server_can_retry_it(tmp_path):
+    """Killed together with its worker, as when a machine's memory runs out: Dagster asks it for the job once and gives the retry up."""
+    patient = OURS | {"config": {"patience_seconds": 3600, "settled_seconds": 0}}
+    with sleeping_run(tmp_path / "home", patient) as (workspace, run_id, worker, server):
+        instance = workspace.instance
+        port = json.loads(instance.get_run_by_id(run_id).tags[GRPC_INFO_TAG])["port"]
+        kill_both(worker, server)
+        monitor(workspace)
+        assert instance.get_run_by_id(run_id).status == DagsterRunStatus.STARTED
+        health = instance.run_launcher.check_run_worker_health(instance.get_run_by_id(run_id))
+        assert health.transient and "waiting for a code server" in health.msg
+        again = code_server(tmp_path / "home", port)
+        try:
+            monitor(workspace)
+        finally:
+            again.kill()
+            again.wait()
+        assert instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE
+
+
+def test_a_code_server_that_stays_away_does_not_hold_its_run_up_for_good(tmp_path):
+    with sleeping_run(tmp_path / "home", OURS | {"config": {"patience_seconds": 0, "settled_seconds": 3600}}) as (workspace, run_id, *both):
+        kill_both(*both)
+        monitor(workspace)
+        assert workspace.instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE
+
+
+def test_a_worker_that_outlives_its_run_is_found_and_killed_and_a_living_runs_worker_is_not(tmp_path):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+        instance = workspace.instance
+        os.kill(worker, signal.SIGSTOP)  # it heeds no interrupt
+        assert list(strays(instance, 0, code_server=server.pid)) == []  # its run is in progress
+        instance.report_run_canceled(instance.get_run_by_id(run_id))
+        assert list(strays(instance, 3600, code_server=server.pid)) == []  # it may need so long to leave
+        assert list(strays(instance, 0)) == [], "another code server's worker"
+        until(lambda: list(strays(instance, 0, code_server=server.pid)))
+        ((run, process),) = strays(instance, 0, code_server=server.pid)
+        assert (run.run_id, process.pid) == (run_id, worker)
+        kill(process)
+        until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+        assert list(strays(instance, 0, code_server=server.pid)) == []
+
+
+def test_a_pid_that_was_said_before_its_process_began_is_anothers():
+    began = psutil.Process().create_time()
+    assert worker_of(os.getpid(), began + 1) is not None
+    assert worker_of(os.getpid(), began - 30) is None  # after a restart of the machine pids begin anew
+
+
+def test_a_worker_that_hangs_while_it_is_canceled_does_not_stop_its_code_server(tmp_path):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+        instance = workspace.instance
+        launcher = instance.run_launcher
+        client = launcher._get_grpc_client_for_termination(run_id)
+
+        def answers() -> bool:
+            """Whether the lock is free that the code server takes to start a run."""
+            try:
+                return bool(client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=3))
+            except DagsterUserCodeUnreachableError:
+                return False
+
+        os.kill(worker, signal.SIGSTOP)
+        assert launcher.terminate(run_id)
+        assert instance.get_run_by_id(run_id).status == DagsterRunStatus.CANCELING
+        assert answers()
+
+        def ask() -> None:
+            with suppress(DagsterUserCodeUnreachableError):
+                client.cancel_execution(CancelExecutionRequest(run_id=run_id))
+
+        control = Thread(target=ask)  # a control: as Dagster's own launcher asks
+        control.start()
+        until(lambda: not answers())
+        os.kill(worker, signal.SIGKILL)
+        assert not answers(), "not even the end of the worker frees it"
+        server.kill()
+        control.join()
+
+
+def test_a_worker_that_is_well_heeds_the_interrupt(tmp_path):
+    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, _):
+        assert workspace.instance.run_launcher.terminate(run_id)
+        until(lambda: workspace.instance.get_run_by_id(run_id).status == DagsterRunStatus.CANCELED)
+        until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+        assert not workspace.instance.run_launcher.terminate(run_id)
