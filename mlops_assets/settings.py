@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     api_token: str | None = None
     """Bearer token for HTTP calls that write; without one they are refused."""
 
+    otp_secret: str | None = Field(default=None, min_length=32, repr=False)
+    """Shared with the caller's back-end: signs one-time-code sessions. Without it `/otp` only practises and keeps nothing."""
+
     host: str = "127.0.0.1"
     dagster_port: int = 3000
     mlflow_port: int = 5000
@@ -89,6 +92,7 @@ class Settings(BaseSettings):
     staging_port: int = 8001
     dashboard_port: int = 8501
     tensorboard_port: int = 6006
+    otp_demo_port: int = 8010
 
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Threads of training and of the inference engine."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -32,6 +33,7 @@ from mlops_assets.serving.feedback import Given, find, give
 from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
+from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
 
@@ -354,6 +356,14 @@ def build(server: Server) -> FastAPI:
     @app.get("/review/{system}", response_class=HTMLResponse)
     async def review_page(system: str) -> HTMLResponse:
         return HTMLResponse(routes.review_page(system), headers=PAGE_HEADERS)
+
+    @app.get("/otp", response_class=HTMLResponse)
+    async def one_time_code(request: Request) -> HTMLResponse:
+        asked, accepted = dict(request.query_params), request.headers.get("accept-language", "")
+        page = otp_page(server.settings.otp_secret, asked, accepted)
+        return HTMLResponse(page.html, page.status, page.headers)
+
+    app.mount("/otp/files", StaticFiles(directory=FILES))
 
     @app.get("/livez", response_class=Response)
     async def live() -> Response:
