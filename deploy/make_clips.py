@@ -45,7 +45,24 @@ def make(language: str, words: dict[str, str]) -> None:
         at += len(clip) + len(silence)
     folder = FILES / "clips"
     folder.mkdir(exist_ok=True)
-    raw = ["lame", "--quiet", "-r", "-s", "22.05", "--bitwidth", "16", "--signed", "-m", "m", "-b", "24", "--resample", "16", "-", str(folder / f"{language}.mp3")]
+    raw = [
+        "lame",
+        "--quiet",
+        "-r",
+        "-s",
+        "22.05",
+        "--bitwidth",
+        "16",
+        "--signed",
+        "-m",
+        "m",
+        "-b",
+        "24",
+        "--resample",
+        "16",
+        "-",
+        str(folder / f"{language}.mp3"),
+    ]
     subprocess.run(raw, input=np.concatenate(parts).tobytes(), check=True)
     (folder / f"{language}.json").write_text(json.dumps(places, indent=0) + "\n", encoding="utf-8")
     print(f"{language}: {len(places)} clips, {at / RATE:.0f} s")

@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         return self.object_store_url or (self.home / "store").as_uri()
 
     @property
+    def reached_at(self) -> str:
+        """The host under which this machine itself reaches what listens on `host`, as it stands in a URL."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        return everywhere.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
+
+    @property
     def signing_key_path(self) -> Path:
         return self.signing_key or self.home / "keys" / "signing" / "current.pem"
 

@@ -34,7 +34,7 @@ def otp_page(secret: str | None, query: Mapping[str, str], accept_language: str)
     """The page for `?session=TOKEN`, or for practice without one; `lang` is ko or en, `voice` how it guides at first, `length` of practice.
 
     A token that is not valid gives a page that says what to do, with status 403 (`bad_session`), 410 (`session_expired`) or 503
-    (`otp_disabled`: this server has no secret to check it with).
+    (`no_session_secret`: this server has no secret to check it with).
     """
     session, problem = None, None
     if token := query.get("session"):
@@ -44,7 +44,7 @@ def otp_page(secret: str | None, query: Mapping[str, str], accept_language: str)
             except BadToken as error:
                 problem = error.code
         else:
-            problem = "otp_disabled"
+            problem = "no_session_secret"
     language = _language(query.get("lang"), accept_language)
     data = {
         "lang": language,

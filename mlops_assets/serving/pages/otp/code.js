@@ -8,8 +8,8 @@ export class Code {
 
   clear() {
     this.entries = [];
-    /** Per place what the model said first and how often it was asked again; stays when a digit is undone and drawn anew. */
-    this.places = Array.from({length: this.length}, () => ({first: null, again: 0}));
+    /** Per place what the model said first, which version, and how often it was asked again; stays when a digit is undone and drawn anew. */
+    this.places = Array.from({length: this.length}, () => ({first: null, again: 0, version: null}));
   }
 
   get digits() { return this.entries.map(entry => entry.digit).join(""); }
@@ -17,9 +17,15 @@ export class Code {
   /** 1 for the first digit. */
   get place() { return Math.min(this.entries.length + 1, this.length); }
 
-  said(digit) { this.places[this.place - 1].first ??= digit; }
-  askAgain() { this.places[this.place - 1].again += 1; }
-  add(digit, picture = null, version = null) { this.entries.push({digit, picture, version}); }
+  /** The model of `version` took what was drawn at this place for `digit` (null: it could not say); `again`: it was not sure. */
+  said(digit, version, again) {
+    const place = this.places[this.place - 1];
+    place.first ??= digit;
+    place.version = version;
+    if (again) place.again += 1;
+  }
+
+  add(digit, picture = null) { this.entries.push({digit, picture}); }
   remove() { return this.entries.pop(); }
 
   /** Make it these digits, at most `length`: what was drawn stays as far as they begin alike, the rest is typed. */
@@ -29,14 +35,13 @@ export class Code {
     for (const digit of digits.slice(this.entries.length)) this.add(digit);
   }
 
-  /** The body of POST /otp/confirmation. Unless `save`, neither drawings nor digits, nor what the model took them for. */
+  /** The body of POST /otp/confirmation. Unless `save`, neither drawings nor digits, nor what the model took them for: only whether
+   * it was wrong. */
   confirmation(session, save) {
-    const entries = this.entries.map(({picture, version}, n) => ({
-      drawn: save && picture ? picture.toDataURL("image/png").split(",")[1] : null,
-      first: save ? this.places[n].first : null,
-      asked_again: this.places[n].again,
-      version,
-    }));
+    const entries = this.entries.map(({digit, picture}, n) => {
+      const {first, again, version} = this.places[n], drawn = save && picture ? picture.toDataURL("image/png").split(",")[1] : null;
+      return {drawn, first: save ? first : null, corrected: first === null ? null : first !== digit, asked_again: again, version};
+    });
     return save ? {session, digits: this.digits, entries, save} : {session, entries, save};
   }
 }

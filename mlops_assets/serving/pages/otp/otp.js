@@ -48,16 +48,16 @@ async function read() {
   const answer = await readDigit(picture);
   if (state.asked !== asked) return;  // undone meanwhile
   state.asked = null;
-  if (answer.problem) notRead(answer.problem, strokes);
+  if (answer.problem) notRead(answer, strokes);
   else heard(answer, picture);
   if (state.waiting && !pad.empty) read();
   state.waiting = false;
 }
 
 function heard({digit, sure, version}, picture) {
-  code.said(digit);
+  code.said(digit, version, !sure);
   if (!sure) { doubt("again"); return; }
-  code.add(digit, picture, version);
+  code.add(digit, picture);
   state.tries = 0;
   if (code.full) { confirm(); return; }
   render();
@@ -66,15 +66,14 @@ function heard({digit, sure, version}, picture) {
 
 /** Never a guess: the digit is asked again, and after a second time typing is offered. */
 function doubt(reason) {
-  code.askAgain();
   state.tries += 1;
   pad.clear();
   render();
   voice.say([state.tries < TRIES ? reason : "choose", ...placeKeys()], {signal: "again", bad: true});
 }
 
-function notRead(problem, strokes) {
-  if (problem === "little") { doubt("little"); return; }
+function notRead({problem, version}, strokes) {
+  if (problem === "little") { code.said(null, version, true); doubt("little"); return; }
   pad.give(strokes);
   voice.say([problem], {signal: "bad", bad: true});
 }
@@ -147,7 +146,8 @@ function confirm() {
   state.asked = null;
   pad.clear();
   render();
-  $("confirm-title").focus();
+  // For whoever cannot see the pad it stays where the finger knows it; typed codes come into view.
+  $("confirm-title").focus({preventScroll: code.entries.some(entry => entry.picture)});
   voice.say(["code_is", ...digitKeys(code.digits), "press_send"], {echo: true});  // a screen reader reads what has the focus
 }
 
@@ -200,6 +200,7 @@ function render(typing = false) {
   $("work").hidden = phase === "done";
   $("done").hidden = phase !== "done";
   $("confirm").hidden = !entered;
+  $("pad-buttons").hidden = entered;
   $("type-it").hidden = state.tries < TRIES || phase !== "drawing";
   $("read-back").textContent = entered ? [...code.digits].join(shown("code_separator")) : "";
   for (const button of $("confirm").querySelectorAll("button")) button.setAttribute("aria-disabled", String(phase === "sending"));

@@ -9,10 +9,11 @@ export async function read(picture) {
   form.append("files", await new Promise(done => picture.toBlob(done, "image/png")), "digit.png");
   const answer = await fetched("/predict/digits", {method: "POST", body: form});
   if (!answer) return {problem: "away"};
-  if ([400, 415, 422].includes(answer.status)) return {problem: "little"};
+  const version = answer.headers.get("X-Model-Version");
+  if ([400, 415, 422].includes(answer.status)) return {problem: "little", version};
   const prediction = (await content(answer)).predictions?.[0];
   if (!answer.ok || !/^[0-9]$/.test(prediction?.label)) return {problem: "unready"};
-  return {digit: prediction.label, sure: prediction.sure === true, version: answer.headers.get("X-Model-Version")};
+  return {digit: prediction.label, sure: prediction.sure === true, version};
 }
 
 /** First what was confirmed to the model server, then the code to the caller: `{outcome, saved, next}`, an outcome of words.json. */

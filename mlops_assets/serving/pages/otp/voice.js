@@ -59,17 +59,22 @@ export class Voice {
   }
 
   show(keys, bad, echo) {
-    const text = keys.map(key => isDigit(key) ? key[1] : this.words[this.lang].spoken[key]).join(" ");
+    const text = this.sentence(keys, key => key[1]);
     this.line.classList.toggle("error", bad);
     if (this.mode === "reader" && echo) return;
     this.line.replaceChildren();  // a sentence that is said again is read again
     requestAnimationFrame(() => { this.line.textContent = text; });
   }
 
+  /** After each digit a comma, which is read as a short pause. */
+  sentence(keys, digit) {
+    return keys.map(key => isDigit(key) ? `${digit(key)},` : this.words[this.lang].spoken[key]).join(" ");
+  }
+
   speak(keys) {
     const voice = localVoice(this.lang), turn = this.turn;
     if (!voice) { this.playClips(keys, turn); return; }
-    const said = new SpeechSynthesisUtterance(keys.map(key => this.words[this.lang].spoken[key]).join(" "));
+    const said = new SpeechSynthesisUtterance(this.sentence(keys, key => this.words[this.lang].spoken[key]));
     Object.assign(said, {voice, lang: voice.lang, rate: this.speed});
     said.addEventListener("error", event => {
       if (!["canceled", "interrupted"].includes(event.error) && turn === this.turn) this.playClips(keys, turn);

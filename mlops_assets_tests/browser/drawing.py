@@ -1,0 +1,68 @@
+"""Digits as a hand draws them on the pad of `/otp`: strokes in parts of its side, from the upper left corner."""
+
+from __future__ import annotations
+
+import math
+
+from mlops_assets_tests.browser.chromium import Page, Point
+
+Stroke = list[Point]
+
+
+def arc(x: float, y: float, width: float, height: float, begin: float, end: float) -> Stroke:
+    """Part of an ellipse around (x, y), in degrees clockwise from the right."""
+    steps = [math.radians(begin + (end - begin) * n / 24) for n in range(25)]
+    return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in steps]
+
+
+DIGITS: dict[str, list[Stroke]] = {
+    "0": [arc(0.5, 0.5, 0.2, 0.33, -90, 270)],
+    "1": [[(0.5, 0.15), (0.5, 0.5), (0.5, 0.85)]],
+    "2": [arc(0.5, 0.33, 0.2, 0.18, 190, 390) + [(0.3, 0.82), (0.5, 0.82), (0.74, 0.82)]],
+    "3": [arc(0.47, 0.33, 0.19, 0.17, 210, 440) + arc(0.47, 0.67, 0.22, 0.18, 280, 510)],
+    "4": [[(0.42, 0.15), (0.28, 0.58), (0.75, 0.58)], [(0.62, 0.3), (0.62, 0.6), (0.6, 0.9)]],
+    "5": [[(0.34, 0.16), (0.33, 0.3), (0.32, 0.46)] + arc(0.47, 0.63, 0.22, 0.2, 220, 500), [(0.34, 0.16), (0.5, 0.16), (0.72, 0.16)]],
+    "6": [[(0.62, 0.14), (0.45, 0.3), (0.34, 0.5)] + arc(0.5, 0.67, 0.17, 0.18, 180, 540)],
+    "7": [[(0.27, 0.17), (0.5, 0.17), (0.74, 0.17), (0.6, 0.45), (0.45, 0.87)]],
+    "8": [arc(0.5, 0.32, 0.15, 0.16, 90, -270) + arc(0.5, 0.66, 0.19, 0.18, -90, 270)],
+    "9": [arc(0.48, 0.34, 0.17, 0.18, 0, -360) + [(0.64, 0.45), (0.62, 0.65), (0.56, 0.88)]],
+}
+
+
+def on_pad(page: Page, stroke: Stroke) -> Stroke:
+    """The stroke in the screen's pixels; the pad is brought into view."""
+    x, y = page.centre("#pad")
+    side = page.run("document.getElementById('pad').clientWidth")
+    return [(x + (px - 0.5) * side, y + (py - 0.5) * side) for px, py in stroke]
+
+
+def draw(page: Page, digit: str) -> None:
+    """With the mouse."""
+    for stroke in DIGITS[digit]:
+        page.drag(on_pad(page, stroke))
+
+
+def draw_with_finger(page: Page, digit: str) -> None:
+    for stroke in DIGITS[digit]:
+        first, *others = on_pad(page, stroke)
+        page.fingers("touchStart", first)
+        for point in others:
+            page.fingers("touchMove", point)
+        page.fingers("touchEnd")
+
+
+def hold(page: Page) -> None:
+    """A finger stays on the pad until the page says that it has been long enough: a tone."""
+    at = page.centre("#pad")
+    page.run("window.heldTone = heard.length")
+    page.fingers("touchStart", at)
+    page.run(
+        "new Promise(done => { const begun = performance.now(), look = () => performance.now() - begun > 1050 ? done() : setTimeout(look, 20); look(); })"
+    )
+    page.fingers("touchEnd")
+
+
+def tap_with_two_fingers(page: Page) -> None:
+    x, y = page.centre("#pad")
+    page.fingers("touchStart", (x - 40, y), (x + 40, y))
+    page.fingers("touchEnd")
