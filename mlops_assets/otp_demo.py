@@ -37,6 +37,8 @@ MAX_SESSIONS = 1000
 MAX_BODY_BYTES = 4096
 USER_COOKIE = "demo_user"
 
+_SESSION, _CODE = re.compile("[0-9a-f]{32}"), re.compile("[0-9]{4,8}")
+
 WORDS = {
     "ko": {
         "title": "일회용 인증번호 체험",
@@ -301,9 +303,7 @@ async def _given(request: Request) -> tuple[str, str] | None:
         session, code = content["session"], content["code"]
     except (ValueError, TypeError, KeyError):
         return None
-    sound = (
-        isinstance(session, str) and re.fullmatch("[0-9a-f]{32}", session) and isinstance(code, str) and re.fullmatch("[0-9]{4,8}", code)
-    )
+    sound = isinstance(session, str) and isinstance(code, str) and _SESSION.fullmatch(session) and _CODE.fullmatch(code)
     return (session, code) if sound else None
 
 

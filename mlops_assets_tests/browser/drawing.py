@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mlops_assets_tests.browser.chromium import Page, Point
+from mlops_assets_tests.conftest import wait_for
 
 Stroke = list[Point]
 
@@ -52,13 +53,11 @@ def draw_with_finger(page: Page, digit: str) -> None:
 
 
 def hold(page: Page) -> None:
-    """A finger stays on the pad until the page says that it has been long enough: a tone."""
+    """A finger stays on the pad until the page's own timer has said, by a tone, that it was long enough."""
     at = page.centre("#pad")
-    page.run("window.heldTone = heard.length")
+    page.run("window.heard = []")
     page.fingers("touchStart", at)
-    page.run(
-        "new Promise(done => { const begun = performance.now(), look = () => performance.now() - begun > 1050 ? done() : setTimeout(look, 20); look(); })"
-    )
+    wait_for(lambda: page.run("heard.length") > 0, "the pad was held long enough")
     page.fingers("touchEnd")
 
 
