@@ -4,7 +4,7 @@
     python deploy/make_clips.py [--phonemes]
 
 Reads `serving/pages/otp/words.json` (section `spoken`), writes per language one MP3 with all clips and a JSON of where each stands,
-`{key: [start, seconds]}`. `--phonemes` prints how each is pronounced (IPA) instead. Both are committed: run it after changing what is said.
+`{key: [start, seconds, text]}`. `--phonemes` prints how each is pronounced (IPA) instead. Both are committed: run it after changing what is said.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make(language: str, words: dict[str, str]) -> None:
     for key, text in words.items():
         clip = spoken(text, VOICES[language])
         silence = np.zeros(int((AFTER + APART) * RATE), np.int16)
-        places[key] = [round(at / RATE, 3), round(len(clip) / RATE + AFTER, 3)]
+        places[key] = [round(at / RATE, 3), round(len(clip) / RATE + AFTER, 3), text]
         parts += [clip, silence]
         at += len(clip) + len(silence)
     folder = FILES / "clips"
@@ -64,7 +64,7 @@ def make(language: str, words: dict[str, str]) -> None:
         str(folder / f"{language}.mp3"),
     ]
     subprocess.run(raw, input=np.concatenate(parts).tobytes(), check=True)
-    (folder / f"{language}.json").write_text(json.dumps(places, indent=0) + "\n", encoding="utf-8")
+    (folder / f"{language}.json").write_text(json.dumps(places, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{language}: {len(places)} clips, {at / RATE:.0f} s")
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from mlops_assets_tests.browser.chromium import Page, Point
 from mlops_assets_tests.conftest import wait_for
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Stroke = list[Point]
 
@@ -30,6 +34,35 @@ DIGITS: dict[str, list[Stroke]] = {
 }
 
 
+#: Not a digit: a model that knows ten of them must not be sure.
+SCRAWL: list[Stroke] = [
+    [(0.15, 0.15), (0.5, 0.5), (0.85, 0.85)],
+    [(0.85, 0.15), (0.5, 0.5), (0.15, 0.85)],
+    arc(0.5, 0.5, 0.38, 0.38, 0, 360),
+]
+
+
+def pictures(size: int = 280, width: int = 16) -> dict[str, list[Image]]:
+    """The digits drawn without a browser: upright, and slanted a little to either side."""
+    found: dict[str, list[Image]] = {}
+    for digit, strokes in DIGITS.items():
+        found[digit] = [_picture(strokes, size, width, slant) for slant in (0.0, -0.15, 0.15)]
+    return found
+
+
+def _picture(strokes: list[Stroke], size: int, width: int, slant: float) -> Image:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("L", (size, size))
+    pen = ImageDraw.Draw(picture)
+    for stroke in strokes:
+        points = [((x + slant * (0.5 - y)) * size, y * size) for x, y in stroke]
+        pen.line(points, fill=255, width=width, joint="curve")
+        for x, y in points:
+            pen.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=255)
+    return picture
+
+
 def on_pad(page: Page, stroke: Stroke) -> Stroke:
     """The stroke in the screen's pixels; the pad is brought into view."""
     x, y = page.centre("#pad")
@@ -37,14 +70,14 @@ def on_pad(page: Page, stroke: Stroke) -> Stroke:
     return [(x + (px - 0.5) * side, y + (py - 0.5) * side) for px, py in stroke]
 
 
-def draw(page: Page, digit: str) -> None:
+def draw(page: Page, strokes: list[Stroke]) -> None:
     """With the mouse."""
-    for stroke in DIGITS[digit]:
+    for stroke in strokes:
         page.drag(on_pad(page, stroke))
 
 
-def draw_with_finger(page: Page, digit: str) -> None:
-    for stroke in DIGITS[digit]:
+def draw_with_finger(page: Page, strokes: list[Stroke]) -> None:
+    for stroke in strokes:
         first, *others = on_pad(page, stroke)
         page.fingers("touchStart", first)
         for point in others:
