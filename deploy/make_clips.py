@@ -4,7 +4,8 @@
     python deploy/make_clips.py [--phonemes]
 
 Reads `serving/pages/otp/words.json` (section `spoken`), writes per language one MP3 with all clips and a JSON of where each stands,
-`{key: [start, seconds, text]}`. `--phonemes` prints how each is pronounced (IPA) instead. Both are committed: run it after changing what is said.
+`{key: [start, seconds, text]}`; `--phonemes` prints how each is pronounced (IPA) instead. Both files are committed: run it after changing
+what is said.
 """
 
 from __future__ import annotations
