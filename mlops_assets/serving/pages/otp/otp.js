@@ -176,7 +176,7 @@ function finish(keys, next = null) {
   state.phase = "done";
   code.clear();
   render();
-  $("done-text").textContent = keys.map(key => words().spoken[key]).join(" ");
+  $("done-title").textContent = keys.map(key => words().spoken[key]).join(" ");
   const link = page.session ? next : location.href;
   $("next").hidden = !link;
   if (link) $("next").href = link;

@@ -61,8 +61,8 @@ export class Voice {
   show(keys, bad, echo) {
     const text = this.sentence(keys, key => key[1]);
     this.line.classList.toggle("error", bad);
-    if (this.mode === "reader" && echo) return;
     this.line.replaceChildren();  // a sentence that is said again is read again
+    if (this.mode === "reader" && echo) return;
     requestAnimationFrame(() => { this.line.textContent = text; });
   }
 
