@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -245,6 +245,8 @@ class PromotionPolicy(Strict):
     """The metric on which challenger and champion are compared."""
     min_improvement: float = Field(default=0.0, ge=0)
     """How much better (in the metric's own direction) a challenger must be."""
+    max_fall: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Metric -> how much worse than the champion, on the same rows, a challenger may be in it; one that falls further is refused."""
     max_report_age_hours: float = Field(default=24 * 7, gt=0)
     """An older evaluation is stale: refused."""
 

@@ -457,6 +457,16 @@ def _commit(engine: Engine, system: str, version: str, judged: Sequence[_Judged]
 # --- the split ledger -----------------------------------------------------------------------------------------------------------
 
 
+def known_splits(connection: Connection, system: str, keys: Iterable[bytes]) -> dict[bytes, str]:
+    """Key (SHA-256) -> split of those groups that have one already."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text("SELECT group_sha256, split FROM split_ledger WHERE system = :s AND group_sha256 = ANY(:k)"), {"s": system, "k": list(keys)}
+    )
+    return {bytes(key): str(split) for key, split in rows}
+
+
 def assign_splits(connection: Connection, system: str, version: str, groups: Iterable[tuple[bytes, str]]) -> dict[bytes, str]:
     """Claim a split for each group and return the split each one has: its first claim's, whatever version made it.
 

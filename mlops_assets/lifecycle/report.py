@@ -16,7 +16,9 @@ from typing import Any
 from mlops_assets.settings import canonical
 
 #: Metrics of which less is better; of all others more is.
-LESS_IS_BETTER = frozenset({"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects"})
+LESS_IS_BETTER = frozenset(
+    {"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects", "asked", "codes_asked", "canary_changed"}
+)
 
 
 class UnknownMetric(ValueError):

@@ -29,12 +29,13 @@ from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
 from mlops_assets.serving.feedback import Given, find, give
-from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count
+from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count, segments
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
 from mlops_assets.serving.otp import CONFIRM_FIX, MAX_BODY_BYTES, MAX_CALL_BYTES, SYSTEM, VERIFIED_FIX
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
+from mlops_assets.strokes import MOST_DIGITS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,7 +73,14 @@ _PREDICT_DOC = {
         },
     },
     "parameters": [
-        {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"}
+        {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"},
+        {
+            "name": "length",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1, "maximum": MOST_DIGITS},
+            "description": "of models that read strokes: the one picture is a whole code of so many digits; one prediction for each",
+        },
     ],
 }
 
@@ -147,6 +155,8 @@ class Routes:
         try:
             inputs = await _request_inputs(request, model.predictor)
             model.predictor.check(inputs)
+            if (length := request.query_params.get("length")) is not None:
+                inputs = await asyncio.to_thread(segments, model.predictor, inputs, int(length) if _VERSION.fullmatch(length) else 0)
             predictions = await self.server.batcher.predict(model.predictor, inputs)
         except BadInput as error:
             raise errors.of_input(error) from None

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
+from mlops_assets.ingest import likeness
+from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
-    from PIL import Image
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
     from mlops_assets.lifecycle.dataset import Entry, Manifest, PublishedTable
     from mlops_assets.store import ObjectStore
@@ -77,10 +78,6 @@ MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_BYTES: Final = 64 * 1024**2
 ROW_GROUP_BYTES: Final = 8 * 1024**2
 EXCERPT: Final = 200
-#: Cells per side of the perceptual hash: 256 bits.
-HASH_SIDE: Final = 16
-#: Hashes compared with all others at once: of 100,000 pictures, 100 MB.
-NEAR_BLOCK: Final = 128
 SHEET_PER_LABEL: Final = 16
 EXAMPLES: Final = 20
 
@@ -356,47 +353,7 @@ def _format_of(data: bytes) -> str:
     return next((name for start, name in magic if data.startswith(start)), "unknown")
 
 
-def difference_hash(picture: Image.Image) -> np.ndarray:
-    """256 bits (uint64 [4]): which of 16 x 16 cells are brighter than the one to their left. Size, quality and exposure barely matter."""
-    import numpy as np
-    from PIL import Image
-
-    cells = np.asarray(picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.int16)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).view(np.uint64)
-
-
-def near_pairs(bits: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Pairs (i < j) of rows of `bits` (uint64 [n, 4]) that differ in no more bits than `at_most`. Quadratic: a minute for 100,000."""
-    import numpy as np
-
-    for start in range(0, len(bits), NEAR_BLOCK):
-        block = bits[start : start + NEAR_BLOCK]
-        apart = np.zeros((len(block), len(bits) - start), dtype=np.uint16)
-        for word in range(bits.shape[1]):
-            apart += np.bitwise_count(block[:, word, None] ^ bits[None, start:, word])
-        for i, j in zip(*np.nonzero(apart <= at_most), strict=True):
-            if i < j:
-                yield start + int(i), start + int(j)
-
-
 # --- families and splits --------------------------------------------------------------------------------------------------------
-
-
-class _Union:
-    """Disjoint sets of the numbers 0..n-1."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def find(self, item: int) -> int:
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        low, high = sorted((self.find(one), self.find(other)))
-        self.parent[high] = low
 
 
 def families(rows: Sequence[Row], pairs: Iterable[tuple[int, int]], section: DatasetSection) -> list[list[Row]]:
@@ -404,7 +361,7 @@ def families(rows: Sequence[Row], pairs: Iterable[tuple[int, int]], section: Dat
 
     A near duplicate moves with its like instead of being thrown away: nothing is lost, and nothing is measured on what was trained on.
     """
-    union = _Union(len(rows))
+    union = Union(len(rows))
     first: dict[bytes, int] = {}
     for number, row in enumerate(rows):
         for key in row.keys:
@@ -436,7 +393,7 @@ def assign(engine: Engine, manifest: Manifest, related: Sequence[Sequence[Row]],
     train stays, or else the one in validation: what is measured on was never trained on. Nothing moves, as the ledger never changes.
     """
     with engine.begin() as connection:
-        known = _remembered(connection, {key for family in related for row in family for key in row.keys})
+        known = dataset.known_splits(connection, SYSTEM, {key for family in related for row in family for key in row.keys})
         wanted: dict[bytes, str] = {}
         for family in related:
             before = {known[key] for row in family for key in row.keys if key in known}
@@ -469,15 +426,6 @@ def _by_hash(family: Sequence[Row], section: DatasetSection) -> str:
     if unit < section.holdout_fraction:
         return "holdout"
     return "validation" if unit < section.holdout_fraction + section.validation_fraction else "train"
-
-
-def _remembered(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, str]:
-    from sqlalchemy import text
-
-    rows = connection.execute(
-        text("SELECT group_sha256, split FROM split_ledger WHERE system = :s AND group_sha256 = ANY(:k)"), {"s": SYSTEM, "k": list(keys)}
-    )
-    return {bytes(key): str(split) for key, split in rows}
 
 
 # --- cleaning -------------------------------------------------------------------------------------------------------------------
@@ -533,10 +481,8 @@ def rules_digest(section: DatasetSection) -> str:
         "holdout_fraction",
         "validation_fraction",
     }
-    text = (
-        Path(__file__).read_bytes() + Path(images.__file__).read_bytes() + canonical(section.model_dump(mode="json", include=of)).encode()
-    )
-    return hashlib.sha256(text).hexdigest()
+    code = b"".join(Path(str(path)).read_bytes() for path in (__file__, images.__file__, likeness.__file__))
+    return hashlib.sha256(code + canonical(section.model_dump(mode="json", include=of)).encode()).hexdigest()
 
 
 def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scratch: Path, *, threads: int) -> Cleaned:
