@@ -426,8 +426,8 @@ def land(engine: Engine, store: ObjectStore, system: str, found: Cut) -> None:
 
 
 def _index(rows: Sequence[Any]) -> bytes:
-    """One writer's lines, the same bytes however often. `split`: what users draw is learned from and never measured on."""
-    lines = [canonical({"file": f"{row.id}.png", "label": row.label, "writer": row.writer, "split": "train"}) for row in rows]
+    """One writer's lines, the same bytes however often. `origin`: what users draw is learned from and never measured on."""
+    lines = [canonical({"file": f"{row.id}.png", "label": row.label, "writer": row.writer, "origin": "users"}) for row in rows]
     return "".join(line + "\n" for line in lines).encode()
 
 

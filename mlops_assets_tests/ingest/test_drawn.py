@@ -255,7 +255,7 @@ def test_drawings_become_a_version_that_extends_the_champions(platform, world):
         folder = name.removesuffix(drawn.INDEX)
         assert len({line["writer"] for line in lines}) == 1 and lines[0]["writer"] not in name
         for line in lines:
-            assert sorted(line) == ["file", "label", "split", "writer"] and line["split"] == "train"
+            assert sorted(line) == ["file", "label", "origin", "writer"] and line["origin"] == "users"
             assert files[folder + line["file"]].startswith(b"\x89PNG")
     assert Counter(line["label"] for lines in indexes.values() for line in lines) == Counter("0123456789" * 2)
     assert {row.picture for row in rows(platform.engine, "picture")} == {None}  # the objects are the only copy
