@@ -21,7 +21,7 @@ from mlops_assets.ingest import drawn, objects
 from mlops_assets.ingest.drawn import Candidate, Drawing, Ledger, choose, due
 from mlops_assets.lifecycle import dataset, forget, pipeline
 from mlops_assets.lifecycle.trace import _objects
-from mlops_assets.settings import DrawnSection, Settings, process_environment
+from mlops_assets.settings import DrawingsSection, Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.drawings import STROKES, drawing
@@ -30,7 +30,7 @@ from mlops_assets_tests.toy import toy_system
 
 SYSTEM = "digits"
 #: As in production, but few drawings of few users are enough.
-SECTION = DrawnSection(min_new=1, min_writers=1, max_digit_share=1.0)
+SECTION = DrawingsSection(min_new=1, min_writers=1, max_digit_share=1.0)
 OPEN = SECTION.model_copy(update={"min_probability": 0.0})
 
 
@@ -160,7 +160,7 @@ FULL = Ledger(parent="v1", busy=None, new=300, writers=10)
     ],
 )
 def test_a_cut_is_due_when_enough_is_new_of_enough_users(changes, asked, wanted, why):
-    decided = due(replace(FULL, **changes), DrawnSection(), asked=asked)
+    decided = due(replace(FULL, **changes), DrawingsSection(), asked=asked)
     assert decided.cut is wanted and why in decided.why
 
 
@@ -227,7 +227,7 @@ def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest) -> d
     return table
 
 
-def cut(platform: pipeline.Platform, section: DrawnSection = SECTION, *, asked: bool = False) -> drawn.Done:
+def cut(platform: pipeline.Platform, section: DrawingsSection = SECTION, *, asked: bool = False) -> drawn.Done:
     scratch = platform.settings.home / "cut"
     scratch.mkdir(exist_ok=True)
     return drawn.run(platform, DIGITS, section, scratch, asked=asked)

@@ -42,8 +42,8 @@ def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Def
 
     config = load_config(DigitsConfig, data.SYSTEM, settings.configs)
     parts = [system_definitions(SYSTEM, settings, open_platform, data_assets)]
-    if config.drawn:
-        parts.append(drawn_definitions(SYSTEM, config.drawn, open_platform))
+    if config.drawings:
+        parts.append(drawn_definitions(SYSTEM, config.drawings, open_platform))
     return dg.Definitions.merge(*parts)
 
 
