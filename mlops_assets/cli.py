@@ -218,13 +218,13 @@ def cut(system: str, *, as_json: Json = False) -> None:
     from mlops_assets.lifecycle.pipeline import scratch_folder
 
     found, config, settings = _system(system)
-    if config.cuts is None and config.drawn is None:
+    if config.cuts is None and config.drawings is None:
         file = settings.configs / f"{system}.yaml"
-        raise Stop(2, f"{system} is not cut from what users give: {file} has neither a section `cuts` nor `drawn`")
+        raise Stop(2, f"{system} is not cut from what users give: {file} has neither a section `cuts` nor `drawings`")
     platform = _platform(settings)
     with scratch_folder(settings) as scratch:
-        if config.drawn is not None:
-            done = drawn.run(platform, found, config.drawn, scratch, asked=True)
+        if config.drawings is not None:
+            done = drawn.run(platform, found, config.drawings, scratch, asked=True)
         elif config.cuts is not None:
             done = cuts.run(platform.engine, platform.store, system, config.cuts, scratch, asked=True)
     lines = [f"landed {system} {version}" for version in done.landed] + [done.why if done.landed else f"nothing is cut: {done.why}"]
@@ -238,8 +238,8 @@ def forget(system: str, *, user: str, as_json: Json = False) -> None:
     from mlops_assets.ingest import drawn
 
     _, config, settings = _system(system)
-    if config.drawn is None:
-        raise Stop(2, f"{system} keeps nothing of users: {settings.configs / f'{system}.yaml'} has no section `drawn`")
+    if config.drawings is None:
+        raise Stop(2, f"{system} keeps nothing of users: {settings.configs / f'{system}.yaml'} has no section `drawings`")
     known = [secret for secret in (settings.require("otp_secret"), *settings.otp_former_secrets.split(",")) if secret]
     platform = _platform(settings)
     done = drawn.forget_writers(platform.engine, platform.store, system, [otp.pseudonym(secret, user) for secret in known])

@@ -305,7 +305,7 @@ class ReviewSection(Strict):
     """Comments that one run of `<system>_score_comments` reads at most."""
 
 
-class DrawnSection(Strict):
+class DrawingsSection(Strict):
     """Which drawings of users become training data, and when. See `ingest/drawn.py` for what each stops."""
 
     per_writer: int = Field(default=60, ge=1)
@@ -355,7 +355,7 @@ class SystemConfig(Strict):
     """Of a system whose later versions are cut from the ledger of comments."""
     review: ReviewSection | None = None
     """Of a system about whose comments people are asked."""
-    drawn: DrawnSection | None = None
+    drawings: DrawingsSection | None = None
     """Of a system whose later versions are cut from what users drew."""
 
     @model_validator(mode="after")

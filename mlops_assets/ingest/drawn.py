@@ -24,7 +24,7 @@ from mlops_assets.database import lock
 from mlops_assets.ingest.cuts import Done, Due
 from mlops_assets.ingest.objects import PARENT, READY, prefix_of
 from mlops_assets.lifecycle import bundle, dataset, forget, promotion
-from mlops_assets.settings import DrawnSection, canonical
+from mlops_assets.settings import DrawingsSection, canonical
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ class Kept:
     dropped: Mapping[str, int]
 
 
-def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing], section: DrawnSection) -> Kept:
+def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing], section: DrawingsSection) -> Kept:
     """Keep a user's labelled drawings, in no order, within the limits. One transaction.
 
     Args:
@@ -153,7 +153,7 @@ class Chosen:
     aside: Mapping[str, str]
 
 
-def choose(candidates: Sequence[Candidate], section: DrawnSection, room: int) -> Chosen:
+def choose(candidates: Sequence[Candidate], section: DrawingsSection, room: int) -> Chosen:
     """What of the candidates a cut holds, at most `room` of them."""
     doubted = [one for one in candidates if one.probability < section.min_probability]
     aside = {one.id: "unlikely_digit" for one in doubted if not _agreed(one, candidates, section)}
@@ -169,7 +169,7 @@ def choose(candidates: Sequence[Candidate], section: DrawnSection, room: int) ->
     return Chosen(chosen, aside)
 
 
-def _agreed(one: Candidate, others: Sequence[Candidate], section: DrawnSection) -> bool:
+def _agreed(one: Candidate, others: Sequence[Candidate], section: DrawingsSection) -> bool:
     """Whether enough other users draw this digit alike, and more than draw another digit so."""
     import numpy as np
 
@@ -233,7 +233,7 @@ def parent_of(connection: Connection, system: str) -> str | None:
     return None if found is None else str(found)
 
 
-def due(ledger: Ledger, section: DrawnSection, *, asked: bool = False) -> Due:
+def due(ledger: Ledger, section: DrawingsSection, *, asked: bool = False) -> Due:
     """Whether a version is to be cut now, and why (not).
 
     Args:
@@ -263,7 +263,7 @@ class Cut:
     parent: str
 
 
-def run(platform: Platform, system: ModelSystem, section: DrawnSection, scratch: Path, *, asked: bool = False) -> Done:
+def run(platform: Platform, system: ModelSystem, section: DrawingsSection, scratch: Path, *, asked: bool = False) -> Done:
     """Complete what was cut before, cut what is due by the champion's judgement, and land it."""
     engine, store = platform.engine, platform.store
     with engine.connect() as connection:
@@ -281,7 +281,7 @@ def run(platform: Platform, system: ModelSystem, section: DrawnSection, scratch:
     return Done([one.version for one in waiting], why)
 
 
-def _judge_and_cut(platform: Platform, system: ModelSystem, section: DrawnSection, scratch: Path, why: str) -> tuple[Cut | None, str]:
+def _judge_and_cut(platform: Platform, system: ModelSystem, section: DrawingsSection, scratch: Path, why: str) -> tuple[Cut | None, str]:
     candidates = _candidates(platform, system, scratch)
     if candidates is None:
         return None, f"{system.name} has no champion yet that could judge drawings"
@@ -316,7 +316,7 @@ def _candidates(platform: Platform, system: ModelSystem, scratch: Path) -> list[
     return found
 
 
-def _room(platform: Platform, system: str, parent: str, section: DrawnSection) -> int:
+def _room(platform: Platform, system: str, parent: str, section: DrawingsSection) -> int:
     """How many drawings a version that extends `parent` may still hold: a share of the rows of `parent`, or, while it is not cleaned (it
     is cleaned anew after a deletion), of the nearest version before it that is.
 
@@ -426,8 +426,8 @@ def land(engine: Engine, store: ObjectStore, system: str, found: Cut) -> None:
 
 
 def _index(rows: Sequence[Any]) -> bytes:
-    """One writer's lines, the same bytes however often. `split`: what users draw is learned from and never measured on."""
-    lines = [canonical({"file": f"{row.id}.png", "label": row.label, "writer": row.writer, "split": "train"}) for row in rows]
+    """One writer's lines, the same bytes however often. `origin`: what users draw is learned from and never measured on."""
+    lines = [canonical({"file": f"{row.id}.png", "label": row.label, "writer": row.writer, "origin": "users"}) for row in rows]
     return "".join(line + "\n" for line in lines).encode()
 
 

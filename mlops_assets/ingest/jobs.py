@@ -16,7 +16,7 @@ from mlops_assets.ingest import cuts
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import CutsSection, DrawnSection, ReviewSection, Settings
+from mlops_assets.settings import CutsSection, DrawingsSection, ReviewSection, Settings
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
@@ -89,7 +89,7 @@ def cut_definitions(system: str, section: CutsSection, settings: Settings) -> dg
     return dg.Definitions(jobs=[cut_job], sensors=[cut_sensor], schedules=schedules)
 
 
-def drawn_definitions(system: "ModelSystem", section: DrawnSection, open_platform: "Callable[[], Platform]") -> dg.Definitions:
+def drawn_definitions(system: "ModelSystem", section: DrawingsSection, open_platform: "Callable[[], Platform]") -> dg.Definitions:
     """The job that cuts a version of drawings and lands it, and the sensor that starts it when one is due or was not landed to its end."""
 
     @dg.op(name=f"{system.name}_cut_op")

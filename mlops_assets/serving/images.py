@@ -53,6 +53,7 @@ class ImagePredictor:
         size: width and height that the model reads; pictures are resized to it.
         preprocessing: RESIZED, or STROKES: a grey model of one drawn digit.
         ask_below: the confidence below which an answer is not sure; None: the bundle does not say.
+        secret_answers: what is said must not be recorded: the digits that strokes are read as are those of one-time codes.
     """
 
     kind = KIND
@@ -65,6 +66,7 @@ class ImagePredictor:
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
         self.preprocessing: str = spec.get("preprocessing", RESIZED)
         self.ask_below: float | None = spec.get("ask_below")
+        self.secret_answers = self.preprocessing == STROKES
         self._session = session
 
     def canonical_label(self, truth: Any) -> str | None:

@@ -22,7 +22,7 @@ from mlops_assets import otp
 from mlops_assets.images import BadImage, Limits, load
 from mlops_assets.ingest import drawn
 from mlops_assets.serving.errors import ApiError
-from mlops_assets.settings import DrawnSection, load_section
+from mlops_assets.settings import DrawingsSection, load_section
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -153,7 +153,7 @@ class Otp:
         self.holding = Holding(
             settings.otp_hold_seconds, settings.otp_held_sessions, lambda count: metrics.drawings_dropped("expired", count)
         )
-        self._section = load_section(DrawnSection, SYSTEM, "drawn", settings.configs)
+        self._section = load_section(DrawingsSection, SYSTEM, "drawings", settings.configs)
 
     def confirm(self, content: Mapping[str, Any], is_loaded: Callable[[str], bool]) -> dict[str, Any]:
         """A user has confirmed a code. Counts, and holds the drawings if the user asked for it.
