@@ -34,7 +34,7 @@ window.measure = (() => {
     stickingOut: () => all("body *").filter(one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(name),
 
     // What is pressed or typed in, and has no border that is seen where the system's colours replace ours.
-    noBorder: () => all("button, .button, .main, input[type=text], select, canvas").filter(one => {
+    noBorder: () => all("button, .button, .main, input[type=text], select, #pad").filter(one => {
       const style = getComputedStyle(one);
       return style.borderTopStyle === "none" || parseFloat(style.borderTopWidth) < 1
         || style.borderTopColor === getComputedStyle(document.body).backgroundColor;

@@ -27,6 +27,9 @@ QUIET = (
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Backspace": (8, ""), "Escape": (27, ""), "ArrowDown": (40, ""), "End": (35, "")}
 SHIFT = 8
 
+#: Until what was done is on the screen: a touch before that is lost, or meets what was there.
+SHOWN = "new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))"
+
 Point = tuple[float, float]
 
 
@@ -64,17 +67,22 @@ class Page:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def first(self, script: str) -> None:
-        """Run it in every page that is opened from now on, before the page's own scripts."""
+    def first(self, script: str) -> str:
+        """Run it in every page that is opened from now on, before the page's own scripts; returns what `no_more` takes."""
         self.call("Page.enable")
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        return str(self.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"])
+
+    def no_more(self, script: str) -> None:
+        self.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
     def open(self, url: str) -> None:
+        self.run("window.isLeft = true")
         self.call("Page.navigate", url=url)
-        wait_for(lambda: self.run("document.readyState") == "complete", f"{url} is loaded")
+        wait_for(lambda: self.run("!window.isLeft && document.readyState === 'complete'"), f"{url} is loaded")
+        self.run(SHOWN)
 
     def text(self) -> str:
-        return str(self.run("document.body.innerText"))
+        return str(self.run("document.body?.innerText ?? ''"))
 
     def sees(self, words: str, seconds: float = 30) -> None:
         wait_for(lambda: words in self.text(), f"the page shows {words!r}", seconds)
@@ -89,7 +97,9 @@ class Page:
 
     def centre(self, selector: str) -> Point:
         """Where an element is on the screen, brought into view first."""
-        script = f"""(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: "center"}});
+        script = f"""(async () => {{ const one = document.querySelector({json.dumps(selector)}), before = scrollY;
+            one.scrollIntoView({{block: "center"}});
+            if (scrollY !== before) await {SHOWN};
             const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
         x, y = self.run(script)
         return x, y
@@ -112,6 +122,10 @@ class Page:
     def fingers(self, kind: str, *at: Point) -> None:
         """`touchStart`, `touchMove` with the fingers that are down, `touchEnd` with those that stay."""
         self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(at)])
+
+    def online(self, yes: bool) -> None:
+        self.call("Network.enable")
+        self.call("Network.emulateNetworkConditions", offline=not yes, latency=0, downloadThroughput=-1, uploadThroughput=-1)
 
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

@@ -19,15 +19,19 @@ from mlops_assets.store import ObjectStore
 from mlops_assets_tests.browser.chromium import Page
 from mlops_assets_tests.browser.drawing import DIGITS, draw_with_finger, pictures
 from mlops_assets_tests.conftest import wait_for
-from mlops_assets_tests.factories import World
+from mlops_assets_tests.factories import World, config_of
 from mlops_assets_tests.serving.bundles import make_digits_bundle
-from mlops_assets_tests.serving.running import MANUAL, Running, promote, register_folder, running, until
+from mlops_assets_tests.serving.running import Running, promote, register_folder, running, until
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 SECRET = "a secret of tests, long enough to be one"
-SPEECH = Path(__file__).with_name("speech.js").read_text(encoding="utf-8")
+#: Speech is written down, and digits are read soon after the finger is lifted, as somebody chose who had that remembered.
+BEFORE = (
+    Path(__file__).with_name("speech.js").read_text(encoding="utf-8")
+    + """localStorage.setItem("otp-guidance", '{"voice": "own", "pause": "0.8", "speed": "1"}');"""
+)
 
 
 @dataclass
@@ -38,8 +42,15 @@ class Place:
     server: Running
     demo_url: str
 
+    def fresh(self) -> None:
+        """As a browser is that has not been used, on a telephone."""
+        self.page.problems.clear()
+        self.page.online(True)
+        self.page.size(390, 844)
+        self.page.prefers()
+
     def start(self, lang: str = "en", **query: Any) -> str:
-        """A code is given out and its page opened, as a person does it; returns the code. Digits are read soon after the pen is lifted."""
+        """A code is given out and its page opened, as a person does it; returns the code."""
         self.page.open(f"{self.demo_url}/?lang={lang}")
         code = str(self.page.run("document.getElementById('code').value"))
         link = self.page.run("document.getElementById('draw').href")
@@ -49,10 +60,7 @@ class Place:
     def practise(self, lang: str = "en", **query: Any) -> None:
         self.open(f"{self.server.url}/otp?lang={lang}" + "".join(f"&{name}={value}" for name, value in query.items()))
 
-    def open(self, link: str, pause: str = "0.8") -> None:
-        guidance = json.dumps({"voice": "own", "pause": pause, "speed": "1"})
-        self.page.open(f"{self.server.url}/livez")
-        self.page.run(f"localStorage.setItem('otp-guidance', JSON.stringify({guidance}))")
+    def open(self, link: str) -> None:
         self.page.open(link)
         wait_for(lambda: self.page.run("document.querySelectorAll('#pause option').length"), "the page is ready")
 
@@ -73,7 +81,7 @@ class Place:
         draw_with_finger(self.page, DIGITS[digit])
         if read:
             self.page.click("#read")
-            wait_for(lambda: len(self.entered) > before, f"{digit} is read (the page says {self.line!r})", 15)
+            wait_for(lambda: len(self.entered) > before, f"{digit} is read", 15)
 
     def sent(self, path: str) -> list[Any]:
         """Bodies of what the page has sent to addresses that end so."""
@@ -88,13 +96,14 @@ class Place:
 
 @contextmanager
 def place(page: Page, engine: Engine, settings: Settings, store: ObjectStore, folder: Path) -> Iterator[Place]:
-    world = World(engine, settings, store, system="digits", config=MANUAL)
-    promote(world, register_folder(world, make_digits_bundle(folder, pictures())))
+    config = config_of("digits", mode="manual")
+    world = World(engine, settings, store, system="digits", config=config)
+    promote(world, register_folder(world, make_digits_bundle(folder, pictures()), config), config)
     with running(settings.model_copy(update={"otp_secret": SECRET})) as server:
         until(lambda: server.version("digits") == 1, what="digits served")
         with demo(server.url) as url:
             page.watch()
-            page.first(SPEECH)
+            page.first(BEFORE)
             yield Place(page, server, url)
 
 

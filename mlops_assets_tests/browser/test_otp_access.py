@@ -5,30 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from mlops_assets.settings import Settings
-from mlops_assets.store import ObjectStore
 from mlops_assets_tests.browser.accessible import measured, tree, violations
-from mlops_assets_tests.browser.chromium import PROGRAM, chromium
+from mlops_assets_tests.browser.chromium import PROGRAM
 from mlops_assets_tests.browser.drawing import SCRAWL, draw_with_finger
-from mlops_assets_tests.browser.otp import Place, place
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from mlops_assets_tests.browser.otp import Place
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not PROGRAM, reason="no Chromium: apt-get install chromium")]
 
 TREES = Path(__file__).parent / "trees"
-
-
-@pytest.fixture
-def otp(engine: Engine, settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[Place]:
-    with chromium() as page, place(page, engine, settings, store, tmp_path / "bundle") as made:
-        page.size(390, 844)
-        yield made
 
 
 def states(otp: Place, lang: str) -> Iterator[str]:

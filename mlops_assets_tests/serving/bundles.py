@@ -93,8 +93,9 @@ def make_image_bundle(folder: Path, *, system: str = "tires", labels: Sequence[s
 def make_digits_bundle(folder: Path, drawings: Mapping[str, Sequence[Image]], *, ask_below: float = 0.9) -> Path:
     """A whole bundle that reads strokes: the digit whose prototype is nearest; each prototype is the mean of prepared drawings."""
     import onnx
-    from mlops_assets.strokes import SIDE, prepared
     from onnx import TensorProto, helper, numpy_helper
+
+    from mlops_assets.strokes import SIDE, prepared
 
     folder.mkdir(parents=True, exist_ok=True)
     seen = {label: [prepared(picture) for picture in pictures] for label, pictures in drawings.items()}

@@ -111,9 +111,10 @@ function draw(focus) {
 
 // --- typing ------------------------------------------------------------------------------------------------------------------------
 
-function typed() {
+function typed(event) {
   const digits = digitsIn($("code").value), before = code.digits;
-  if (state.phase === "sending") return;
+  if (state.phase === "sending" || event.isComposing) return;
+  if ($("code").value !== digits) $("code").value = digits;  // a pasted message has words around its code
   if (digits.length > code.length) { wrongCount("many"); return; }
   code.type(digits);
   Object.assign(state, {phase: "drawing", tries: 0});
