@@ -219,6 +219,8 @@ def load_image_predictor(folder: Path, threads: int) -> ImagePredictor:
         raise ValueError(f"preprocessing {spec['preprocessing']!r}: this server knows {RESIZED} and {STROKES}")
     if spec.get("preprocessing") == STROKES and int(spec["image_size"]) != strokes.SIDE:
         raise ValueError(f"image_size {spec['image_size']}: strokes are {strokes.SIDE} pixels")
+    if spec.get("preprocessing") == STROKES:
+        threads = 1  # a network of digits is so small that several threads would wait for each other longer than they work
     if (ask := spec.get("ask_below")) is not None and not 0 <= float(ask) <= 1:
         raise ValueError(f"ask_below {ask} is not between 0 and 1")
     session = open_session(folder / "model.onnx", threads)
