@@ -216,7 +216,7 @@ def main() -> None:
         assert config.drawings is not None
         sections = {
             "on": config.drawings,
-            "off": DrawingsSection(per_writer=10**6, near_duplicate_points=0, min_probability=0, max_digit_share=1.0, max_share=0.99),
+            "off": DrawingsSection(per_writer=10**6, near_duplicate=0, min_probability=0, max_digit_share=1.0, max_share=0.99),
         }
         subset(source, folder / "landed", arguments.quick)
         bench.cleaned(there, config, folder / "landed", "mnist-1", folder / "scratch")
