@@ -53,7 +53,6 @@ class ImagePredictor:
         size: width and height that the model reads; pictures are resized to it.
         preprocessing: RESIZED, or STROKES: a grey model of one drawn digit.
         ask_below: the confidence below which an answer is not sure; None: the bundle does not say.
-        secret_answers: what is said must not be recorded: the digits that strokes are read as are those of one-time codes.
     """
 
     kind = KIND
@@ -66,8 +65,12 @@ class ImagePredictor:
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
         self.preprocessing: str = spec.get("preprocessing", RESIZED)
         self.ask_below: float | None = spec.get("ask_below")
-        self.secret_answers = self.preprocessing == STROKES
         self._session = session
+
+    @property
+    def secret_answers(self) -> bool:
+        """Whether what is said must not be recorded: digits that strokes are read as are those of one-time codes."""
+        return self.preprocessing == STROKES
 
     def canonical_label(self, truth: Any) -> str | None:
         return truth if truth in self.labels else None

@@ -25,7 +25,7 @@ from mlops_assets.settings import DrawingsSection, Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.drawings import STROKES, drawing
-from mlops_assets_tests.factories import World
+from mlops_assets_tests.factories import GOOD, World, config_of
 from mlops_assets_tests.toy import toy_system
 
 SYSTEM = "digits"
@@ -192,7 +192,7 @@ def platform(settings: Settings, engine: Engine, store: ObjectStore) -> pipeline
 @pytest.fixture
 def world(platform: pipeline.Platform) -> World:
     """A first version that is frozen and cleaned (1,000 rows), and a champion trained on it."""
-    world = World(platform.engine, platform.settings, platform.store, SYSTEM)
+    world = World(platform.engine, platform.settings, platform.store, SYSTEM, config_of(SYSTEM))
     platform.store.put(f"landing/{SYSTEM}/first-1/rows.bin", b"x")
     platform.store.put(f"landing/{SYSTEM}/first-1/_READY", b"")
     manifest = freeze(platform, "first-1")
@@ -341,7 +341,7 @@ def learned(platform: pipeline.Platform, world: World) -> tuple[str, dataset.Man
     (version,) = cut(platform).landed
     manifest = freeze(platform, version)
     platform_clean(platform, manifest)
-    world.registered(version, content="second")
+    assert world.registered(version, {**GOOD, "f1": 0.9}, content="second").verdict.outcome == "promoted"
     return version, manifest
 
 
