@@ -211,16 +211,20 @@ def freeze(platform: pipeline.Platform, version: str) -> dataset.Manifest:
     )
 
 
-def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest) -> dataset.PublishedTable:
-    """What cleaning leaves: a table of the manifest's drawings, one part."""
+def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest, read: bytes | None = None) -> dataset.PublishedTable:
+    """What cleaning leaves: a table of the manifest's drawings, one part. `read`: what it had read of them."""
     folder = platform.settings.home / "made"
     folder.mkdir(exist_ok=True)
     part = folder / "part.parquet"
-    part.write_bytes(b"".join(b"".join(dataset.open_entry(platform.store, entry)) for entry in manifest.entries))
+    part.write_bytes(content_of(platform, manifest) if read is None else read)
     parts = dataset.upload_parts(platform.store, manifest, [part])
     table = dataset.PublishedTable(SYSTEM, manifest.version, manifest.sha256, 1000, "r", parts, {}, len(manifest.forgotten))
     dataset.publish_table(platform.store, table)
     return table
+
+
+def content_of(platform: pipeline.Platform, manifest: dataset.Manifest) -> bytes:
+    return b"".join(b"".join(dataset.open_entry(platform.store, entry)) for entry in manifest.entries)
 
 
 def cut(platform: pipeline.Platform, section: DrawingsSection = SECTION, *, asked: bool = False) -> drawn.Done:
@@ -386,10 +390,11 @@ def freeze_again(platform: pipeline.Platform, version: str) -> dataset.Manifest:
 def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platform, world, learned, tmp_path):
     version, before = learned
     assert dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "a").forgotten == 0
+    read = content_of(platform, before)
     drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
     with pytest.raises(dataset.DatasetError, match="not cleaned yet"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
-    platform_clean(platform, before)  # a cleaning that had begun before
+    platform_clean(platform, before, read)  # a cleaning that had begun before
     with pytest.raises(dataset.DatasetError, match="were deleted on request while it was cleaned"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
     platform_clean(platform, freeze_again(platform, version))

@@ -354,10 +354,10 @@ def test_planted_codes_and_sessions_are_found_nowhere(server, engine, store, wit
     everywhere = everything(server, engine, with_secret, caplog.text)
     assert len(everywhere) > 20 and "table drawn" in everywhere
     ids = session_of(given), session_of(other)
-    assert places(everywhere, code, ids[0]) == [] and places(everywhere, wrong, ids[1]) == []
-    assert places(everywhere, said, ids[0]) == ([] if secret_answers else ["table answer"])
+    assert said == code and places(everywhere, wrong, ids[1]) == []
+    assert places(everywhere, code, ids[0]) == ([] if secret_answers else ["table answer"])
     everywhere["a control"] = f"['1', '0', '0', '1', '1', '1', '0', '1'] {ids[1]}"
-    assert places(everywhere, code, "-") == ["a control"] == places(everywhere, "-", ids[1])
+    assert "a control" in places(everywhere, code, "no session") and places(everywhere, "no code", ids[1]) == ["a control"]
     assert "user-1" not in "".join(everywhere.values())
 
 
