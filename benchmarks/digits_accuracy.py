@@ -51,9 +51,9 @@ def calibration(predictor: Any, digits: Any) -> tuple[float, float]:
 
 def int8(there: Any, config: Any, tried: bench.Tried, folder: Path, digits: Any) -> dict[str, float]:
     """The same weights as int8, beside fp32 on the held-out digits."""
+    from mlops_assets.systems.digits import data
     from mlops_assets.systems.digits.training import _logits, load_predictor
     from mlops_assets.training import export
-    from mlops_assets.systems.digits import data
 
     validation = data.read_digits(data.load_cleaned(there.store, there.engine, VERSION, folder / "table"), "validation")
     target = folder / "int8"

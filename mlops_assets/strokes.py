@@ -153,12 +153,9 @@ class _Part:
 
 def _cells(ink: np.ndarray, cell: int) -> np.ndarray:
     """bool [rows, columns]: squares of `cell` points in which there is ink."""
-    if cell == 1:
-        return ink > 0
-    height, width = ink.shape
-    padded = np.zeros((-(-height // cell) * cell, -(-width // cell) * cell), np.uint8)
-    padded[:height, :width] = ink
-    return np.asarray(padded.reshape(padded.shape[0] // cell, cell, -1, cell).max(axis=(1, 3)) > 0)
+    from PIL import Image
+
+    return np.asarray(ink if cell == 1 else Image.fromarray(ink).reduce(cell)) > 0
 
 
 def _parts(cells: np.ndarray) -> list[_Part]:

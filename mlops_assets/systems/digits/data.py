@@ -612,7 +612,9 @@ def _is_complete(engine: Engine, store: ObjectStore, table: PublishedTable) -> b
 def _nothing_left(judged: _Judged, scanned: Scanned) -> str | None:
     """Why nothing can be trained on or measured on these digits, or None."""
     there = {(judged.splits[row.id], row.label) for row in judged.rows}
-    missing = [f"no {split} picture is a {label}" for split in dataset.SPLITS for label in LABELS if (split, int(label)) not in there]
+    missing = [f"no {split} picture is a {label}" for split in ("train", "holdout") for label in LABELS if (split, int(label)) not in there]
+    if not missing and not any(split == "validation" for split, _ in there):
+        missing = ["no picture is for validation"]
     if not missing:
         return None
     why = _quarantined(scanned) + Counter(f"{what.code} (file)" for _, what in scanned.refused.values())
