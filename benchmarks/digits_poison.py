@@ -31,7 +31,8 @@ TRAIN, TEST = 12_000, 3_000
 WRITERS, APART, EACH = 30, 30, 3
 RATES = (0.01, 0.05, 0.10)
 TARGET = 7
-TRIGGER = "square"
+#: The one stamp of the canary set that the preparation does not take for a stray touch and remove.
+TRIGGER = "foot"
 #: At most so much of code success may a tenth of poison cost users when the defences are on.
 GOAL = 0.01
 SHOWN = ("code_success", "mnist_accuracy", "drawn_accuracy", "worst_digit_recall", "canary_changed")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,8 +20,12 @@ from sqlalchemy import Engine, text
 from mlops_assets import crash, strokes
 from mlops_assets.ingest import drawn, objects
 from mlops_assets.ingest.drawn import Candidate, Drawing, Ledger, choose, due
+from mlops_assets.ingest.jobs import drawn_definitions
+from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset, forget, pipeline
 from mlops_assets.lifecycle.trace import _objects
+from mlops_assets.resources.object_store import ObjectStoreResource
+from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import DrawingsSection, Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.tracking import Tracking
@@ -486,3 +491,32 @@ def test_bytes_that_another_file_has_too_stay(platform, world, learned):
     drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
     assert platform.store.exists(dataset.object_key(own.sha256))
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
+
+
+# --- as Dagster runs it -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_sensor_starts_the_cut_once_and_the_landing_sensor_sees_the_version(platform, world):
+    section = SECTION.model_copy(update={"min_new": 6, "min_writers": 2})
+    resources = {"store": ObjectStoreResource.of(platform.settings), "postgres": PostgresResource.of(platform.settings)}
+    definitions = drawn_definitions(DIGITS, section, lambda: platform)
+    sensor = definitions.resolve_sensor_def(f"{SYSTEM}_cuts")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> dg.SensorResult:
+            with dg.build_sensor_context(instance=instance) as context:
+                found = sensor(context)
+            assert isinstance(found, dg.SensorResult)
+            return found
+
+        give(platform, "w1", "012345", 1)
+        assert "2 users are waited for" in str(tick().skip_reason)
+        give(platform, "w2", "01", 2)
+        assert len(tick().run_requests or []) == 1
+        assert definitions.resolve_job_def(f"{SYSTEM}_cut").execute_in_process(instance=instance).success
+        assert "on its way" in str(tick().skip_reason)
+        landing = landing_sensor(SYSTEM, f"{SYSTEM}_pipeline", platform.settings)
+        with dg.build_sensor_context(instance=instance, resources=resources) as context:
+            asked = landing(context)
+        assert isinstance(asked, dg.SensorResult)
+        assert [request.partition_key.startswith("drawn-") for request in asked.run_requests or []] == [True]
