@@ -3,11 +3,11 @@
     python benchmarks/digits_poison.py [--quick] [--only flip|trigger]
 
 A champion is trained on MNIST (its first pictures; MLOPS_REAL_DATA). Simulated writers (`systems/digits/simulate.py`) give drawings of
-codes that were verified; attackers with accounts of their own, a share of all drawings, give pictures of another digit (flip), or of another
-digit with a stamp that the canary set knows, whenever their code has a 7 (trigger). Everything goes the platform's own way: accepted, judged
-by the champion, cut, landed, frozen, cleaned, trained from the champion, evaluated, and shown to the gate. Figures are on the frozen sets
-(MNIST test, hwd1000, canary) and, for what feedback is worth, on simulated writers kept apart. `served` is what users would get: the new
-model if the gate lets it pass, else the champion. Peer: the same with the defences off (the gate on).
+codes that were verified; attackers with accounts of their own, a share of all drawings, give pictures of another digit (flip), or of
+another digit with a stamp that the canary set knows, whenever their code has a 7 (trigger). Everything goes the platform's own way:
+accepted, judged by the champion, cut, landed, frozen, cleaned, trained from the champion, evaluated, and shown to the gate. Figures are on
+the frozen sets (MNIST test, hwd1000, canary) and, for what feedback is worth, on simulated writers kept apart. `served` is what users would
+get: the new model if the gate lets it pass, else the champion. Peer: the same with the defences off (the gate on).
 """
 
 from __future__ import annotations
