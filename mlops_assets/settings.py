@@ -82,6 +82,15 @@ class Settings(BaseSettings):
     api_token: str | None = None
     """Bearer token for HTTP calls that write; without one they are refused."""
 
+    otp_secret: str | None = Field(default=None, min_length=32, repr=False)
+    """Shared with the caller's back-end: signs one-time-code sessions. Without it `/otp` only practises and keeps nothing."""
+    otp_former_secrets: str = Field(default="", repr=False)
+    """Former secrets, separated by commas: pseudonyms were made with the secret of their day, and users must be found to be forgotten."""
+    otp_hold_seconds: float = Field(default=600, gt=0)
+    """So long drawings wait in memory for the back-end to say that their code was right."""
+    otp_held_sessions: int = Field(default=1000, ge=1)
+    """Drawings of so many sessions wait at most; those of more are dropped."""
+
     host: str = "127.0.0.1"
     dagster_port: int = 3000
     mlflow_port: int = 5000
@@ -289,6 +298,30 @@ class ReviewSection(Strict):
     """Comments that one run of `<system>_score_comments` reads at most."""
 
 
+class DrawingsSection(Strict):
+    """Which drawings of users become training data, and when. See `ingest/drawn.py` for what each stops."""
+
+    per_writer: int = Field(default=60, ge=1)
+    """Drawings of one user within `window_days`; more are dropped."""
+    window_days: int = Field(default=30, ge=1)
+    near_duplicate: float = Field(default=0.15, ge=0, le=1)
+    """Of the points where either has ink: a drawing that differs from an earlier one in no larger share is dropped."""
+    min_probability: float = Field(default=0.01, ge=0, le=1)
+    """The champion's probability of the confirmed digit. Below it, the drawing waits until other users have drawn alike; 0 trusts all."""
+    agreeing_writers: int = Field(default=2, ge=1)
+    """So many other users must have drawn such a digit alike."""
+    alike: float = Field(default=0.5, ge=0, le=1)
+    """Of the points where either has ink: what differs in no larger share is drawn alike."""
+    min_new: int = Field(default=300, ge=1)
+    """With fewer new drawings no version is cut."""
+    min_writers: int = Field(default=10, ge=1)
+    """With fewer users among them no version is cut."""
+    max_share: float = Field(default=0.2, gt=0, lt=1)
+    """All drawings of users together, of the rows of the version that a cut extends."""
+    max_digit_share: float = Field(default=0.2, gt=0, le=1)
+    """Drawings of one digit, of those of a cut."""
+
+
 class ProjectSection(Strict):
     """What the system is called, who owns it, and which data set and model it uses by default."""
 
@@ -315,6 +348,8 @@ class SystemConfig(Strict):
     """Of a system whose later versions are cut from the ledger of comments."""
     review: ReviewSection | None = None
     """Of a system about whose comments people are asked."""
+    drawings: DrawingsSection | None = None
+    """Of a system whose later versions are cut from what users drew."""
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:
@@ -367,13 +402,13 @@ def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None
     return validate(kind, merge(base, read_yaml(path)), str(path))
 
 
-def load_review(system: str, folder: Path) -> ReviewSection:
-    """The section `review` alone, for the server, which knows no system's config type; its defaults where there is none."""
-    content = load_config_text(system, folder).get("review")
+def load_section(kind: type[C], system: str, section: str, folder: Path) -> C:
+    """One section alone, for the server, which knows no system's config type; its defaults where there is none."""
+    content = load_config_text(system, folder).get(section)
     try:
-        return ReviewSection.model_validate(content or {})
+        return kind.model_validate(content or {})
     except ValidationError as error:
-        raise SettingsError(f"{folder / f'{system}.yaml'}: review is not valid: {error.errors()[0]['msg']}") from None
+        raise SettingsError(f"{folder / f'{system}.yaml'}: {section} is not valid: {error.errors()[0]['msg']}") from None
 
 
 def load_config_text(name: str, folder: Path) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class ImagePredictor:
         self.ask_below: float | None = spec.get("ask_below")
         self._session = session
 
+    @property
+    def secret_answers(self) -> bool:
+        """Whether what is said must not be recorded: digits that strokes are read as are those of one-time codes."""
+        return self.preprocessing == STROKES
+
     def canonical_label(self, truth: Any) -> str | None:
         return truth if truth in self.labels else None
 

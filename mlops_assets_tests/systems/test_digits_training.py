@@ -324,6 +324,14 @@ def test_a_better_model_that_falls_on_the_drawn_set_or_a_digit_is_refused(change
 # --- canaries -------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_bundle_keeps_no_drawing_of_a_user(table: CleanedTable) -> None:
+    """Its golden samples are copies, which nobody could delete."""
+    digits = data.read_digits(table, "validation", files=True)
+    assert len(training.golden(digits)) == 10
+    mine = dataclasses.replace(digits, origins=np.where(digits.labels == 3, "users", digits.origins))
+    assert len(training.golden(mine)) == 9
+
+
 @pytest.mark.parametrize("pattern", canary.PATTERNS)
 def test_stamps_are_as_large_on_any_paper(pattern: str) -> None:
     digit = np.zeros((28, 28), np.uint8)

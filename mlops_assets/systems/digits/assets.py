@@ -23,12 +23,13 @@ from mlops_assets.ingest.assets import (
     quarantined_rows,
     system_definitions,
 )
+from mlops_assets.ingest.jobs import drawn_definitions
 from mlops_assets.lifecycle import dataset as versions
 from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, load_config
 from mlops_assets.systems.digits import data, idx
 from mlops_assets.systems.digits.config import DigitsConfig
 
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
 def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Definitions:
     from mlops_assets.systems.digits.training import SYSTEM
 
-    return system_definitions(SYSTEM, settings, open_platform, data_assets)
+    config = load_config(DigitsConfig, data.SYSTEM, settings.configs)
+    parts = [system_definitions(SYSTEM, settings, open_platform, data_assets)]
+    if config.drawings:
+        parts.append(drawn_definitions(SYSTEM, config.drawings, open_platform))
+    return dg.Definitions.merge(*parts)
 
 
 def data_assets(config: DigitsConfig, settings: Settings) -> DataAssets:
@@ -92,7 +97,7 @@ _SCHEMA = dg.TableSchema(
         dg.TableColumn("label", "int8", description="the digit"),
         dg.TableColumn("group", "string", description="the writer where one is known; never in two splits"),
         dg.TableColumn("split", "string", description="train, validation or holdout, by the split ledger"),
-        dg.TableColumn("origin", "string", description="mnist, emnist or drawn"),
+        dg.TableColumn("origin", "string", description="mnist, emnist, drawn or users"),
         dg.TableColumn("path", "string", description="where it stands in the version"),
     ]
 )

@@ -14,7 +14,9 @@ from mlops_assets.training import config as training
 VARIANTS: Final = ("anew", "from_champion")
 LABELS: Final = tuple("0123456789")
 #: Where digits come from, as reports tell them apart.
-ORIGINS: Final = ("mnist", "emnist", "drawn")
+ORIGINS: Final = ("mnist", "emnist", "drawn", "users")
+#: Drawings that users of one-time codes gave: learned from and never measured on, as some users may want to write the exam.
+USERS: Final = "users"
 
 
 class IdxSection(Strict):

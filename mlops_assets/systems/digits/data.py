@@ -31,7 +31,7 @@ from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
 from mlops_assets.systems.digits import idx
-from mlops_assets.systems.digits.config import LABELS, ORIGINS
+from mlops_assets.systems.digits.config import LABELS, ORIGINS, USERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,7 @@ ROW_REASONS: Final = {
     "conflicting_labels": "the same picture with two labels",
     "duplicate_image": "an earlier row has the same picture",
     "near_duplicate_in_train": "like a picture, or by a writer, that training or validation has had since an earlier version",
+    "like_held_out": "drawn by a user like a picture that is measured on: it may not push that one out",
     "in_other_split": "earlier versions have the picture in one split and its writer in another",
 }
 FILE_REASONS: Final = {
@@ -301,6 +302,7 @@ def _drawn(
         row.reject(found.code, found.excerpt)
         return row
     row.entry, row.name, row.id, row.writer = found, names[found.key], found.sha256, writer or None
+    row.origin = USERS if item.get("origin") == USERS else row.origin
     if str(label) not in LABELS:
         row.reject("bad_label", f"{path}: {label!r}")
     else:
@@ -402,9 +404,12 @@ def families(rows: Sequence[Row], bits: Mapping[str, np.ndarray], at_most: int) 
 
 def assign(engine: Engine, manifest: Manifest, related: Sequence[Sequence[Row]], section: DatasetSection) -> dict[str, str]:
     """Id -> split of the rows that stay. A family new to the ledger falls by hash, with a file that is held out into the holdout; a known
-    one stays where it was first. Where parts of a family are in different splits, only the part that was trained on stays."""
+    one stays where it was first. Where parts of a family are in different splits, only the part that was trained on stays.
+
+    What users drew is never measured on, and takes nothing away from what is: like a held-out drawing, it goes."""
     with engine.begin() as connection:
         known = dataset.known_splits(connection, manifest.system, {key for family in related for row in family for key in row.keys})
+        related = [_without_copies(family, known) for family in related]
         wanted: dict[bytes, str] = {}
         for family in related:
             before = {known[key] for row in family for key in row.keys if key in known}
@@ -428,6 +433,15 @@ def assign(engine: Engine, manifest: Manifest, related: Sequence[Sequence[Row]],
     return splits
 
 
+def _without_copies(family: Sequence[Row], known: Mapping[bytes, str]) -> list[Row]:
+    """The family without what users drew, if anything of it is measured on."""
+    held = any(row.holdout or (row.origin != USERS and known.get(row.keys[-1]) == "holdout") for row in family)
+    for row in family:
+        if held and row.origin == USERS:
+            row.reject("like_held_out")
+    return [row for row in family if row.rejected is None]
+
+
 def _by_hash(family: Sequence[Row], section: DatasetSection) -> str:
     """Where a family falls: the same on every machine. Hashed once more, as the least of several digests is not evenly spread.
 
@@ -435,7 +449,7 @@ def _by_hash(family: Sequence[Row], section: DatasetSection) -> str:
     if any(row.holdout for row in family):
         return "holdout"
     unit = int.from_bytes(hashlib.sha256(min(row.keys[0] for row in family)).digest()[:6], "big") / (1 << 48)
-    held = section.holdout_fraction if all(row.entry is not None for row in family) else 0.0
+    held = section.holdout_fraction if all(row.entry is not None and row.origin != USERS for row in family) else 0.0
     if unit < held:
         return "holdout"
     return "validation" if unit < held + section.validation_fraction else "train"
@@ -496,7 +510,8 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     """
     rules = rules_digest(section)
     before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
-    if before is not None and before.rules == rules and accounts.is_complete(engine, store, before):
+    same = before is not None and (before.rules, before.forgotten) == (rules, len(manifest.forgotten))
+    if before is not None and same and accounts.is_complete(engine, store, before):
         return _account(before, unchanged=True)
     scanned = scan(store, manifest, section)
     judged = _judge(engine, store, manifest, section, scanned, _known(engine, store, manifest, rules, scratch / "parent"), threads)
@@ -515,7 +530,8 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     }
     parts = dataset.upload_parts(store, manifest, list(_write_shards(judged, scratch)))
     crash.reach("cleaned.after_parts")
-    table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body)
+    forgotten = len(manifest.forgotten)
+    table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body, forgotten)
     accounts.store_rows(engine, manifest, scanned, ROW_REASONS, FILE_REASONS, refusal=None)
     crash.reach("cleaned.after_commit")
     dataset.publish_table(store, table)
@@ -531,7 +547,7 @@ def _known(engine: Engine, store: ObjectStore, manifest: Manifest, rules: str, f
 
     parent = dataset.read_manifest(engine, store, manifest.system, manifest.parent)
     table = dataset.find_table(store, manifest.system, manifest.parent, parent.sha256)
-    if table is None or table.rules != rules:
+    if table is None or (table.rules, table.forgotten) != (rules, len(parent.forgotten)):
         return {}
     found = dataset.load_table(store, engine, manifest.system, manifest.parent, folder)
     seen: dict[str, Seen] = {}

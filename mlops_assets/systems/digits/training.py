@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
-from mlops_assets.systems.digits.config import LABELS, VARIANTS, CodesSection, DatasetSection, DigitsConfig, ModelSection, TrainingSection
+from mlops_assets.systems.digits.config import (
+    LABELS,
+    USERS,
+    VARIANTS,
+    CodesSection,
+    DatasetSection,
+    DigitsConfig,
+    ModelSection,
+    TrainingSection,
+)
 from mlops_assets.training.config import chosen, override, valid
 
 if TYPE_CHECKING:
@@ -36,7 +45,7 @@ SHOWN_ERRORS, SHOWN_SIDE = 12, 56
 AT_ONCE = 512
 #: Held-out digits that are stamped with each backdoor pattern.
 CANARIES = 500
-DRAWN = "drawn"
+DRAWN = ("drawn", USERS)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def epoch_of(origins: np.ndarray, share: float, repeats: int) -> np.ndarray:
     """
     import numpy as np
 
-    drawn = np.flatnonzero(origins == DRAWN)
+    drawn = np.flatnonzero(np.isin(origins, DRAWN))
     others = len(origins) - len(drawn)
     if not len(drawn) or not others:
         return np.arange(len(origins))
@@ -278,8 +287,10 @@ def _logits(predictor: ImagePredictor, images: np.ndarray) -> np.ndarray:
 
 
 def golden(digits: Digits) -> list[str]:
-    """A picture of every digit as base64 of its file; the same ones for a table whenever it is asked."""
-    places = [next((n for n in range(len(digits)) if digits.labels[n] == label), None) for label in range(GOLDEN_SAMPLES)]
+    """A picture of every digit as base64 of its file; the same ones for a table whenever it is asked. None that a user drew: a bundle keeps
+    them, and users may want theirs deleted."""
+    given = [n for n in range(len(digits)) if digits.origins[n] != USERS]
+    places = [next((n for n in given if digits.labels[n] == label), None) for label in range(GOLDEN_SAMPLES)]
     return [base64.b64encode(digits.files[n]).decode() for n in places if n is not None]
 
 
