@@ -3,11 +3,11 @@
     python benchmarks/digits_poison.py [--quick] [--only flip|trigger]
 
 A champion is trained on MNIST (its first pictures; MLOPS_REAL_DATA). Simulated writers (`systems/digits/simulate.py`) give drawings of
-codes that were verified; attackers with accounts of their own, a share of all drawings, give pictures of another digit (flip), or of another
-digit with a stamp that the canary set knows, whenever their code has a 7 (trigger). Everything goes the platform's own way: accepted, judged
-by the champion, cut, landed, frozen, cleaned, trained from the champion, evaluated, and shown to the gate. Figures are on the frozen sets
-(MNIST test, hwd1000, canary) and, for what feedback is worth, on simulated writers kept apart. `served` is what users would get: the new
-model if the gate lets it pass, else the champion. Peer: the same with the defences off (the gate on).
+codes that were verified; attackers with accounts of their own, a share of all drawings, give pictures of another digit (flip), or of
+another digit with a stamp that the canary set knows, whenever their code has a 7 (trigger). Everything goes the platform's own way:
+accepted, judged by the champion, cut, landed, frozen, cleaned, trained from the champion, evaluated, and shown to the gate. Figures are on
+the frozen sets (MNIST test, hwd1000, canary) and, for what feedback is worth, on simulated writers kept apart. `served` is what users would
+get: the new model if the gate lets it pass, else the champion. Peer: the same with the defences off (the gate on).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ TRAIN, TEST = 12_000, 3_000
 WRITERS, APART, EACH = 30, 30, 3
 RATES = (0.01, 0.05, 0.10)
 TARGET = 7
-TRIGGER = "square"
+#: The one stamp of the canary set that the preparation does not take for a stray touch and remove.
+TRIGGER = "foot"
 #: At most so much of code success may a tenth of poison cost users when the defences are on.
 GOAL = 0.01
 SHOWN = ("code_success", "mnist_accuracy", "drawn_accuracy", "worst_digit_recall", "canary_changed")
@@ -216,7 +217,7 @@ def main() -> None:
         assert config.drawings is not None
         sections = {
             "on": config.drawings,
-            "off": DrawingsSection(per_writer=10**6, near_duplicate_points=0, min_probability=0, max_digit_share=1.0, max_share=0.99),
+            "off": DrawingsSection(per_writer=10**6, near_duplicate=0, min_probability=0, max_digit_share=1.0, max_share=0.99),
         }
         subset(source, folder / "landed", arguments.quick)
         bench.cleaned(there, config, folder / "landed", "mnist-1", folder / "scratch")

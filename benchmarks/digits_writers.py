@@ -47,7 +47,7 @@ def land(folder: Path, writers: range, each: int) -> int:
                     continue  # the page asks again
                 name = f"img/{number}-{digit}-{n}.png"
                 picture.save(folder / name)
-                lines.append(json.dumps({"file": name, "label": digit, "writer": f"writer-{number}"}))
+                lines.append(json.dumps({"file": name, "label": digit, "writer": f"writer-{number}", "origin": "users"}))
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 

@@ -131,18 +131,18 @@ def _session(payload: Any) -> Session:
     """ValueError: a field is missing, of the wrong type or out of its bounds."""
     if not isinstance(payload, dict):
         raise ValueError("the payload is not an object")
-    given = {name: payload.get(name) for name in ("id", "user", "length", "expires", "verify_url")}
-    if not (isinstance(given["id"], str) and _ID.fullmatch(given["id"])):
+    session, user, length, expires, url = (payload.get(name) for name in ("id", "user", "length", "expires", "verify_url"))
+    if not (isinstance(session, str) and _ID.fullmatch(session)):
         raise ValueError("id: 32 hexadecimal digits")
-    if not (isinstance(given["user"], str) and 0 < len(given["user"]) <= MAX_USER_CHARACTERS):
+    if not (isinstance(user, str) and 0 < len(user) <= MAX_USER_CHARACTERS):
         raise ValueError(f"user: 1 to {MAX_USER_CHARACTERS} characters")
-    if not (type(given["length"]) is int and given["length"] in LENGTHS):
+    if type(length) is not int or length not in LENGTHS:
         raise ValueError(f"length: {LENGTHS.start} to {LENGTHS.stop - 1}")
-    if type(given["expires"]) is not int:
+    if type(expires) is not int:
         raise ValueError("expires: unix seconds")
-    if not (isinstance(given["verify_url"], str) and _is_url(given["verify_url"])):
+    if not (isinstance(url, str) and _is_url(url)):
         raise ValueError("verify_url: https://..., or http:// on this machine")
-    return Session(**given)
+    return Session(session, user, length, expires, url)
 
 
 def _is_url(url: str) -> bool:

@@ -311,14 +311,14 @@ class DrawingsSection(Strict):
     per_writer: int = Field(default=60, ge=1)
     """Drawings of one user within `window_days`; more are dropped."""
     window_days: int = Field(default=30, ge=1)
-    near_duplicate_points: int = Field(default=16, ge=0)
-    """Of 28 x 28: a drawing that differs from an earlier one in no more is dropped."""
+    near_duplicate: float = Field(default=0.15, ge=0, le=1)
+    """Of the points where either has ink: a drawing that differs from an earlier one in no larger share is dropped."""
     min_probability: float = Field(default=0.01, ge=0, le=1)
     """The champion's probability of the confirmed digit. Below it, the drawing waits until other users have drawn alike; 0 trusts all."""
     agreeing_writers: int = Field(default=2, ge=1)
     """So many other users must have drawn such a digit alike."""
-    alike_points: int = Field(default=90, ge=0)
-    """Of 28 x 28: what differs in no more is drawn alike."""
+    alike: float = Field(default=0.5, ge=0, le=1)
+    """Of the points where either has ink: what differs in no larger share is drawn alike."""
     min_new: int = Field(default=300, ge=1)
     """With fewer new drawings no version is cut."""
     min_writers: int = Field(default=10, ge=1)

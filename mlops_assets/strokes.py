@@ -41,7 +41,7 @@ MOST_SLANT = 0.7
 #: Digits of a whole code.
 MOST_DIGITS = 12
 
-_AT = np.arange(CANVAS, dtype=np.float32)
+_AT, _ONE = np.arange(CANVAS, dtype=np.float32), np.ones(CANVAS, np.float32)
 
 
 def prepared(picture: Image | np.ndarray) -> np.ndarray:
@@ -85,35 +85,37 @@ def ink_of(picture: Image | np.ndarray) -> np.ndarray:
         if picture.mode in ("P", "1"):
             picture = picture.convert("RGBA")
         picture = picture.reduce(-(-max(picture.size) // MOST_PIXELS_ASIDE))
-    levels = _grey(picture)
+    grey = _grey(picture)
+    levels = np.asarray(grey)
     rim = np.sort(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]]))
-    paper = np.int16(rim[len(rim) // 2])
-    apart = np.abs(levels - paper)
-    strongest = int(apart.max())
+    paper = int(rim[len(rim) // 2])
+    darkest, lightest = (int(level) for level in grey.getextrema())
+    strongest = max(paper - darkest, lightest - paper)
     if strongest < CONTRAST:
         raise _refused("nothing_drawn", "nothing is drawn", "아무것도 그려지지 않았습니다.")
-    ink = (apart * np.float32(255 / strongest)).astype(np.uint8)
-    ink[ink < FAINT] = 0
-    return ink
+    ink_of_level = np.minimum(np.abs(np.arange(256) - paper) * 255 // strongest, 255)
+    ink_of_level[ink_of_level < FAINT] = 0
+    return np.asarray(grey.point(ink_of_level.tolist()))
 
 
-def _grey(picture: Image) -> np.ndarray:
-    """int16 [height, width]. What is transparent shows the paper: under a drawn sheet its own colour, under bare strokes the opposite."""
+def _grey(picture: Image) -> Image:
+    """As mode L. What is transparent shows the paper: under a drawn sheet its own colour, under bare strokes the opposite."""
+    from PIL import Image
+
     if not (picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info):
-        return np.asarray(picture.convert("L"), np.int16)
-    both = np.asarray(picture.convert("RGBA").convert("LA"), np.int16)
-    levels, opacity = both[..., 0], both[..., 1]
-    if opacity.min() == 255:
-        return levels
-    opaque = opacity > 0
+        return picture.convert("L")
+    grey, alpha = picture.convert("RGBA").convert("LA").split()
+    if alpha.getextrema()[0] == 255:
+        return grey
+    levels, opaque = np.asarray(grey), np.asarray(alpha) > 0
     if not opaque.any():
-        return np.zeros_like(levels)
+        return Image.new("L", picture.size)
     drawn = levels[opaque]
     if opaque.mean() > 0.5:
         paper = int(np.median(drawn))
     else:
         paper = 255 if drawn.mean() < 128 else 0
-    return np.asarray(paper + (levels - paper) * (opacity / np.float32(255)), np.int16)
+    return Image.composite(grey, Image.new("L", picture.size, paper), alpha)
 
 
 def _refused(code: str, message: str, message_ko: str, fix: str = "Draw one digit, large and with a clear line.") -> BadImage:
@@ -153,12 +155,9 @@ class _Part:
 
 def _cells(ink: np.ndarray, cell: int) -> np.ndarray:
     """bool [rows, columns]: squares of `cell` points in which there is ink."""
-    if cell == 1:
-        return ink > 0
-    height, width = ink.shape
-    padded = np.zeros((-(-height // cell) * cell, -(-width // cell) * cell), np.uint8)
-    padded[:height, :width] = ink
-    return np.asarray(padded.reshape(padded.shape[0] // cell, cell, -1, cell).max(axis=(1, 3)) > 0)
+    from PIL import Image
+
+    return np.asarray(ink if cell == 1 else Image.fromarray(ink).reduce(cell)) > 0
 
 
 def _parts(cells: np.ndarray) -> list[_Part]:
@@ -227,8 +226,7 @@ def fitted(ink: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     canvas = _even(_upright(_on_canvas(ink)))
-    columns, rows = canvas.sum(axis=0, dtype=np.float32), canvas.sum(axis=1, dtype=np.float32)
-    mass = float(columns.sum())
+    columns, rows, mass = _profiles(canvas.astype(np.float32))
     across, down = np.flatnonzero(columns), np.flatnonzero(rows)
     extent = max(int(across[-1] - across[0]), int(down[-1] - down[0])) + 1
     side = extent * SIDE / BOX
@@ -236,10 +234,17 @@ def fitted(ink: np.ndarray) -> np.ndarray:
     # Nothing may be cut off by being centred: a digit whose mass is far from its middle is moved less.
     x = min(max(x, across[-1] + 1 - side / 2), across[0] + side / 2)
     y = min(max(y, down[-1] + 1 - side / 2), down[0] + side / 2)
-    margin = SIDE  # the window may reach beyond the canvas
+    margin = CANVAS // 2  # the window may reach beyond the canvas
     window = tuple(value + margin for value in (x - side / 2, y - side / 2, x + side / 2, y + side / 2))
-    padded = np.pad(canvas, margin)
+    padded = np.zeros((2 * CANVAS, 2 * CANVAS), np.uint8)
+    padded[margin : margin + CANVAS, margin : margin + CANVAS] = canvas
     return np.asarray(Image.fromarray(padded).resize((SIDE, SIDE), Image.Resampling.BOX, box=window))
+
+
+def _profiles(canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Ink by column and by row, and all of it (float32)."""
+    columns, rows = _ONE @ canvas, canvas @ _ONE
+    return columns, rows, float(columns.sum())
 
 
 def _on_canvas(ink: np.ndarray) -> np.ndarray:
@@ -262,13 +267,13 @@ def _upright(canvas: np.ndarray) -> np.ndarray:
     """Without the slant that its moments show."""
     from PIL import Image
 
-    columns, rows = canvas.sum(axis=0, dtype=np.float32), canvas.sum(axis=1, dtype=np.float32)
-    mass = float(columns.sum())
+    floats = canvas.astype(np.float32)
+    columns, rows, mass = _profiles(floats)
     x, y = _AT - float(columns @ _AT) / mass, _AT - float(rows @ _AT) / mass
     tall, wide = float(rows @ (y * y)), float(columns @ (x * x))
     if tall < 0.1 * wide:  # a dash: it leans to no side
         return canvas
-    slant = float(y @ (canvas @ x)) / tall
+    slant = float(y @ (floats @ x)) / tall
     slant = min(max(slant, -MOST_SLANT), MOST_SLANT)
     middle = float(rows @ _AT) / mass
     turned = Image.fromarray(canvas).transform(

@@ -106,12 +106,12 @@ def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing]
     shuffled = list(drawings)
     random.SystemRandom().shuffle(shuffled)
     dropped: Counter[str] = Counter()
-    values: dict[str, Any] = {"s": system, "w": writer, "days": section.window_days, "near": section.near_duplicate_points}
+    values: dict[str, Any] = {"s": system, "w": writer, "days": section.window_days, "near": section.near_duplicate}
     count = text("SELECT count(*) FROM drawn WHERE system = :s AND writer = :w AND on_day > current_date - CAST(:days AS integer)")
     # Whoever drew it: the same picture from many accounts is one picture.
     like = text(
         "SELECT EXISTS (SELECT FROM drawn WHERE system = :s AND on_day > current_date - CAST(:days AS integer) "
-        "AND bit_count(shape # CAST(:shape AS bit(784))) <= :near)"
+        "AND bit_count(shape # CAST(:shape AS bit(784))) <= CAST(:near AS float8) * bit_count(shape | CAST(:shape AS bit(784))))"
     )
     insert = text(
         "INSERT INTO drawn (id, system, writer, label, picture, sha256, shape) VALUES (:id, :s, :w, :l, :p, :d, CAST(:shape AS bit(784)))"
@@ -175,7 +175,8 @@ def _agreed(one: Candidate, others: Sequence[Candidate], section: DrawingsSectio
 
     writers: dict[str, set[str]] = defaultdict(set)
     for other in others:
-        if other.writer != one.writer and np.count_nonzero(other.shape != one.shape) <= section.alike_points:
+        apart = np.count_nonzero(other.shape != one.shape)
+        if other.writer != one.writer and apart <= section.alike * np.count_nonzero(other.shape | one.shape):
             writers[other.label].add(other.writer)
     same = len(writers.pop(one.label, set()))
     return same >= section.agreeing_writers and same > max(map(len, writers.values()), default=0)

@@ -164,9 +164,11 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
     compared = report.champion
     if compared is None or compared.bundle_sha256 != champion.bundle_sha256:
         return registered("champion_changed", f"not compared with the champion in place now (v{champion.version}): evaluate again")
-    theirs = compared.metrics.get(policy.metric, math.nan)
-    if not math.isfinite(theirs):
-        return registered("champion_unmeasured", f"the champion's {label(policy.metric)} is {theirs}")
+    for metric in (policy.metric, *policy.max_fall):
+        theirs = compared.metrics.get(metric, math.nan)
+        if not math.isfinite(theirs):
+            return registered("champion_unmeasured", f"the champion's {label(metric)} is {theirs}")
+    theirs = compared.metrics[policy.metric]
     against = f"champion {theirs:.3f}" + (f", p {compared.p_value:.2g}" if compared.p_value is not None else "")
     if better(policy.metric, value, theirs) <= policy.min_improvement:
         return registered("not_better", f"not better than the champion by more than {policy.min_improvement:g} ({against})")

@@ -53,7 +53,6 @@ class ImagePredictor:
         size: width and height that the model reads; pictures are resized to it.
         preprocessing: RESIZED, or STROKES: a grey model of one drawn digit.
         ask_below: the confidence below which an answer is not sure; None: the bundle does not say.
-        secret_answers: what is said must not be recorded: the digits that strokes are read as are those of one-time codes.
     """
 
     kind = KIND
@@ -66,8 +65,12 @@ class ImagePredictor:
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
         self.preprocessing: str = spec.get("preprocessing", RESIZED)
         self.ask_below: float | None = spec.get("ask_below")
-        self.secret_answers = self.preprocessing == STROKES
         self._session = session
+
+    @property
+    def secret_answers(self) -> bool:
+        """Whether what is said must not be recorded: digits that strokes are read as are those of one-time codes."""
+        return self.preprocessing == STROKES
 
     def canonical_label(self, truth: Any) -> str | None:
         return truth if truth in self.labels else None
@@ -221,6 +224,8 @@ def load_image_predictor(folder: Path, threads: int) -> ImagePredictor:
         raise ValueError(f"preprocessing {spec['preprocessing']!r}: this server knows {RESIZED} and {STROKES}")
     if spec.get("preprocessing") == STROKES and int(spec["image_size"]) != strokes.SIDE:
         raise ValueError(f"image_size {spec['image_size']}: strokes are {strokes.SIDE} pixels")
+    if spec.get("preprocessing") == STROKES:
+        threads = 1  # a network of digits is so small that several threads would wait for each other longer than they work
     if (ask := spec.get("ask_below")) is not None and not 0 <= float(ask) <= 1:
         raise ValueError(f"ask_below {ask} is not between 0 and 1")
     session = open_session(folder / "model.onnx", threads)

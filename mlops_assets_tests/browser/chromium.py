@@ -27,7 +27,7 @@ QUIET = (
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Backspace": (8, ""), "Escape": (27, ""), "ArrowDown": (40, ""), "End": (35, "")}
 SHIFT = 8
 
-#: Until what was done is on the screen: a touch before that is lost, or meets what was there.
+#: Until what was done is on the screen: a touch before that meets what was there.
 SHOWN = "new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))"
 
 Point = tuple[float, float]
@@ -79,7 +79,8 @@ class Page:
         self.run("window.isLeft = true")
         self.call("Page.navigate", url=url)
         wait_for(lambda: self.run("!window.isLeft && document.readyState === 'complete'"), f"{url} is loaded")
-        self.run(SHOWN)
+        # Touches of a page that has not been painted yet are dropped.
+        wait_for(lambda: self.run("performance.getEntriesByName('first-contentful-paint').length"), f"{url} is seen")
 
     def text(self) -> str:
         return str(self.run("document.body?.innerText ?? ''"))

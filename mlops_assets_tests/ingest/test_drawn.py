@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,13 +20,17 @@ from sqlalchemy import Engine, text
 from mlops_assets import crash, strokes
 from mlops_assets.ingest import drawn, objects
 from mlops_assets.ingest.drawn import Candidate, Drawing, Ledger, choose, due
+from mlops_assets.ingest.jobs import drawn_definitions
+from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset, forget, pipeline
 from mlops_assets.lifecycle.trace import _objects
+from mlops_assets.resources.object_store import ObjectStoreResource
+from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import DrawingsSection, Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.drawings import STROKES, drawing
-from mlops_assets_tests.factories import World
+from mlops_assets_tests.factories import GOOD, World, config_of
 from mlops_assets_tests.toy import toy_system
 
 SYSTEM = "digits"
@@ -61,7 +66,7 @@ def test_what_is_kept_is_what_a_model_would_have_seen_and_nothing_else():
 
 
 def test_a_user_gives_no_more_than_a_user_may(engine):
-    section = SECTION.model_copy(update={"per_writer": 10, "near_duplicate_points": 0})
+    section = SECTION.model_copy(update={"per_writer": 10, "near_duplicate": 0})
     first = drawn.accept(engine, SYSTEM, "w1", drawings_of("0123456", 1), section)
     second = drawn.accept(engine, SYSTEM, "w1", drawings_of("0123456", 2), section)
     assert (first.stored, first.dropped) == (7, {})
@@ -76,20 +81,16 @@ def test_a_drawing_like_an_earlier_one_is_dropped_whoever_sends_it(engine):
     (one,) = drawings_of("5", 1)
     tampered = drawing("5", 1000)
     tampered.putpixel((3, 3), 90)
-    moved = Image.new("L", (400, 300), "white")
-    moved.paste(tampered.resize((200, 200)), (150, 60))
+    moved = Image.new("L", (180, 170), "white")
+    moved.paste(tampered, (15, 7))
     alike = [one, drawn.drawing(tampered, "5"), drawn.drawing(moved, "5"), replace(one, label="3")]
     assert drawn.accept(engine, SYSTEM, "w1", [one], SECTION).stored == 1
     for number, other in enumerate(alike):
         assert drawn.accept(engine, SYSTEM, f"attacker {number}", [other], SECTION).dropped == {"near_duplicate": 1}
     assert drawn.accept(engine, SYSTEM, "w2", drawings_of("5", 2), SECTION).stored == 1  # another hand's 5
-    # The control: without the defence many accounts repeat one picture.
-    for number, other in enumerate(alike):
-        assert drawn.accept(engine, "other", f"attacker {number}", [other], SECTION).stored == (number == 0)
-    off = SECTION.model_copy(update={"window_days": 1})
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE drawn SET on_day = on_day - 2"))
-    assert [drawn.accept(engine, SYSTEM, f"a {number}", [other], off).stored for number, other in enumerate(alike[:1])] == [1]
+    # The control: without the defence accounts repeat nearly the same picture.
+    off = SECTION.model_copy(update={"near_duplicate": 0.0})
+    assert drawn.accept(engine, SYSTEM, "attacker", [drawn.drawing(tampered.rotate(4, fillcolor=255), "5")], off).stored == 1
 
 
 # --- which are learned ------------------------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def platform(settings: Settings, engine: Engine, store: ObjectStore) -> pipeline
 @pytest.fixture
 def world(platform: pipeline.Platform) -> World:
     """A first version that is frozen and cleaned (1,000 rows), and a champion trained on it."""
-    world = World(platform.engine, platform.settings, platform.store, SYSTEM)
+    world = World(platform.engine, platform.settings, platform.store, SYSTEM, config_of(SYSTEM))
     platform.store.put(f"landing/{SYSTEM}/first-1/rows.bin", b"x")
     platform.store.put(f"landing/{SYSTEM}/first-1/_READY", b"")
     manifest = freeze(platform, "first-1")
@@ -215,16 +216,20 @@ def freeze(platform: pipeline.Platform, version: str) -> dataset.Manifest:
     )
 
 
-def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest) -> dataset.PublishedTable:
-    """What cleaning leaves: a table of the manifest's drawings, one part."""
+def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest, read: bytes | None = None) -> dataset.PublishedTable:
+    """What cleaning leaves: a table of the manifest's drawings, one part. `read`: what it had read of them."""
     folder = platform.settings.home / "made"
     folder.mkdir(exist_ok=True)
     part = folder / "part.parquet"
-    part.write_bytes(b"".join(b"".join(dataset.open_entry(platform.store, entry)) for entry in manifest.entries))
+    part.write_bytes(content_of(platform, manifest) if read is None else read)
     parts = dataset.upload_parts(platform.store, manifest, [part])
     table = dataset.PublishedTable(SYSTEM, manifest.version, manifest.sha256, 1000, "r", parts, {}, len(manifest.forgotten))
     dataset.publish_table(platform.store, table)
     return table
+
+
+def content_of(platform: pipeline.Platform, manifest: dataset.Manifest) -> bytes:
+    return b"".join(b"".join(dataset.open_entry(platform.store, entry)) for entry in manifest.entries)
 
 
 def cut(platform: pipeline.Platform, section: DrawingsSection = SECTION, *, asked: bool = False) -> drawn.Done:
@@ -345,7 +350,7 @@ def learned(platform: pipeline.Platform, world: World) -> tuple[str, dataset.Man
     (version,) = cut(platform).landed
     manifest = freeze(platform, version)
     platform_clean(platform, manifest)
-    world.registered(version, content="second")
+    assert world.registered(version, {**GOOD, "f1": 0.9}, content="second").verdict.outcome == "promoted"
     return version, manifest
 
 
@@ -390,10 +395,11 @@ def freeze_again(platform: pipeline.Platform, version: str) -> dataset.Manifest:
 def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platform, world, learned, tmp_path):
     version, before = learned
     assert dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "a").forgotten == 0
+    read = content_of(platform, before)
     drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
     with pytest.raises(dataset.DatasetError, match="not cleaned yet"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
-    platform_clean(platform, before)  # a cleaning that had begun before
+    platform_clean(platform, before, read)  # a cleaning that had begun before
     with pytest.raises(dataset.DatasetError, match="were deleted on request while it was cleaned"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
     platform_clean(platform, freeze_again(platform, version))
@@ -485,3 +491,32 @@ def test_bytes_that_another_file_has_too_stay(platform, world, learned):
     drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
     assert platform.store.exists(dataset.object_key(own.sha256))
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
+
+
+# --- as Dagster runs it -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_sensor_starts_the_cut_once_and_the_landing_sensor_sees_the_version(platform, world):
+    section = SECTION.model_copy(update={"min_new": 6, "min_writers": 2})
+    resources = {"store": ObjectStoreResource.of(platform.settings), "postgres": PostgresResource.of(platform.settings)}
+    definitions = drawn_definitions(DIGITS, section, lambda: platform)
+    sensor = definitions.resolve_sensor_def(f"{SYSTEM}_cuts")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> dg.SensorResult:
+            with dg.build_sensor_context(instance=instance) as context:
+                found = sensor(context)
+            assert isinstance(found, dg.SensorResult)
+            return found
+
+        give(platform, "w1", "012345", 1)
+        assert "2 users are waited for" in str(tick().skip_reason)
+        give(platform, "w2", "01", 2)
+        assert len(tick().run_requests or []) == 1
+        assert definitions.resolve_job_def(f"{SYSTEM}_cut").execute_in_process(instance=instance).success
+        assert "on its way" in str(tick().skip_reason)
+        landing = landing_sensor(SYSTEM, f"{SYSTEM}_pipeline", platform.settings)
+        with dg.build_sensor_context(instance=instance, resources=resources) as context:
+            asked = landing(context)
+        assert isinstance(asked, dg.SensorResult)
+        assert [request.partition_key.startswith("drawn-") for request in asked.run_requests or []] == [True]

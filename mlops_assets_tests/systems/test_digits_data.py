@@ -19,7 +19,7 @@ from sqlalchemy import Engine, text
 
 from mlops_assets import strokes
 from mlops_assets.ingest import objects
-from mlops_assets.lifecycle import dataset
+from mlops_assets.lifecycle import dataset, forget
 from mlops_assets.lifecycle.dataset import NothingLeft
 from mlops_assets.sample_data import write_digits
 from mlops_assets.settings import REPOSITORY, Settings, load_config
@@ -61,10 +61,10 @@ def mnist(train: int = 200, test: int = 40) -> dict[str, bytes]:
     }
 
 
-def users(writers: range, numbers: range = range(1)) -> dict[str, bytes]:
+def users(writers: range, numbers: range = range(1), **more: str) -> dict[str, bytes]:
     """Every writer's ten digits as they land from a page."""
     rows = [(f"{writer}-{digit}-{n}.png", digit, writer, n) for writer in writers for digit in range(10) for n in numbers]
-    lines = [json.dumps({"file": f"img/{name}", "label": digit, "writer": f"w{writer}"}) for name, digit, writer, _ in rows]
+    lines = [json.dumps({"file": f"img/{name}", "label": digit, "writer": f"w{writer}"} | more) for name, digit, writer, _ in rows]
     files = {f"users/img/{name}": drawing(digit, writer, n) for name, digit, writer, n in rows}
     return files | {"users/labels.jsonl": "\n".join(lines).encode()}
 
@@ -331,6 +331,55 @@ def test_a_copy_is_never_on_the_other_side(version, clean, rows) -> None:
     assert rows("v1").query("origin == 'drawn'")["split"].nunique() == 1
     family = [[data.Row("s", n, "n", "drawn", writer=f"copier{n}", id=f"{n:064x}")] for n in range(30)]
     assert len({data._by_hash(alone, SECTION) for alone in family}) > 1
+
+
+def test_what_users_of_codes_drew_is_never_measured_on(version, clean, rows) -> None:
+    clean(version("v1", mnist()))
+    later = users(range(500, 530), origin="users")
+    clean(version("v2", later, parent="v1"))
+    learned = rows("v2").query("origin == 'users'")
+    assert len(learned) > 250 and set(learned["split"]) == {"train", "validation"}
+    # The control: people's own data sets are measured on too.
+    clean(version("v3", users(range(500, 530)), parent="v1"))
+    assert "holdout" in set(rows("v3").query("origin == 'drawn'")["split"])
+
+
+def test_a_user_cannot_push_a_held_out_drawing_out_or_get_in_beside_it(version, clean, rows, engine: Engine) -> None:
+    """Held-out sets are public: whoever sends a copy of one of their drawings, under the wrong label too, changes nothing in the exam."""
+    held = drawing(4, 700)
+    exam = {"exam/img/a.png": held, "exam/dataset.csv": b"image,label\nimg/a.png,4\n"}
+    clean(version("v1", mnist() | exam))
+    picture = np.asarray(Image.open(io.BytesIO(held))).astype(int)
+    nearly = png(Image.fromarray((picture + np.random.default_rng(0).integers(-9, 9, picture.shape)).clip(0, 255).astype(np.uint8)))
+    known = drawing(7, 900)
+    for name, label, more in (("v2", 9, {"origin": "users"}), ("v3", 4, {})):
+        lines = [{"file": "seven.png", "label": 7, "writer": "copier"}, {"file": "copy.png", "label": label, "writer": "copier"}]
+        index = "\n".join(json.dumps(line | more) for line in lines).encode()
+        clean(version(name, {"u/seven.png": known, "u/copy.png": nearly, "u/labels.jsonl": index}, parent="v1"))
+        before, after = (rows(one).query("split == 'holdout'").set_index("id")["label"] for one in ("v1", name))
+        if more:
+            assert before.equals(after) and set(quarantined(engine, name).values()) == {"like_held_out"}
+        else:
+            assert len(after) > len(before)  # the control: a data set's own copy stands beside it
+
+
+def test_what_was_deleted_on_request_is_in_no_table(version, clean, rows, store: ObjectStore, engine: Engine) -> None:
+    manifest = version("v1", mnist() | users(range(500, 502), origin="users"))
+    clean(manifest)
+    before = rows("v1")
+    (own,) = [entry for entry in manifest.entries if entry.path == "users/img/500-3-0.png"]
+    with engine.begin() as connection:
+        forget.record(connection, data.SYSTEM, [forget.File("v1", own.key, own.sha256)])
+    forget.finish(engine, store, data.SYSTEM)
+    again = dataset.read_manifest(engine, store, data.SYSTEM, "v1")
+    assert again.sha256 == manifest.sha256
+    done = clean(again)
+    assert not done.unchanged and done.quarantined["missing_file"] == 1  # of a writer's own folder the index goes too
+    assert set(before["id"]) - set(rows("v1")["id"]) == {own.sha256}
+    assert clean(dataset.read_manifest(engine, store, data.SYSTEM, "v1")).unchanged
+    child = version("v2", users(range(502, 503), origin="users"), parent="v1")
+    clean(child)
+    assert own.sha256 not in set(rows("v2")["id"])
 
 
 def test_a_version_without_a_digit_is_refused(version, clean, engine: Engine) -> None:

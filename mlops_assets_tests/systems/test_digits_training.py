@@ -32,7 +32,7 @@ from mlops_assets.systems.digits.config import VARIANTS, DigitsConfig
 
 SPLITS = {"train": 400, "validation": 100, "holdout": 200}
 TINY = {"width": 8, "epochs": 12, "min_steps": 0, "batch_size": 32, "learning_rate": 0.01, "bf16": False, "augment": 0.3}
-TINY |= {"evaluations_per_epoch": 4, "checkpoints_per_epoch": 4, "drawn_share": 0.0}
+TINY |= {"evaluations_per_epoch": 1, "checkpoints_per_epoch": 1, "drawn_share": 0.0}
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
@@ -45,14 +45,19 @@ def make_table(folder: Path, rows: Mapping[str, int] = SPLITS, harshness: float 
         for number in range(count):
             by = simulate.writer(10_000 * place + number // 10, harshness)
             picture = simulate.picture(simulate.drawing(by, number % 10), by.width, 80)
-            out = io.BytesIO()
-            picture.save(out, "PNG")
-            ids = {"id": hashlib.sha256(out.getvalue()).hexdigest(), "image": out.getvalue()}
+            image = png(picture)
+            ids = {"id": hashlib.sha256(image).hexdigest(), "image": image}
             seen = {"prepared": strokes.prepared(picture).tobytes(), "label": number % 10, "group": f"{split}{by.seed}"}
             made.append({**ids, **seen, "split": split, "origin": ("mnist", "drawn")[number % 20 >= 10], "path": f"{split}/{number}.png"})
     folder.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(made, schema=data.table_schema()), folder / "shard.parquet")
     return CleanedTable("digits", "v1", "0" * 64, folder, len(made))
+
+
+def png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
 
 
 def config() -> DigitsConfig:
@@ -158,7 +163,7 @@ def test_killed_training_ends_as_an_unbroken_one(made: Made, tmp_path: Path) -> 
     run = subprocess.run(command, env=crash, capture_output=True, text=True, timeout=180)
     assert run.returncode == -signal.SIGKILL, run.stderr
     resumed = training.train(dataclasses.replace(made.context, workdir=work))
-    assert resumed.resumed_from_step == 78
+    assert resumed.resumed_from_step == 91
     assert (resumed.folder / "model.safetensors").read_bytes() == (made.trained.folder / "model.safetensors").read_bytes()
 
 
@@ -218,7 +223,8 @@ def test_it_answers_files_of_any_paper_and_says_whether_it_is_sure(made: Made) -
     answers = predictor.predict(digits.files)
     assert [answer["label"] == str(label) for answer, label in zip(answers, digits.labels, strict=True)].count(True) > 75
     assert all(answer["sure"] == (answer["confidence"] >= predictor.ask_below) for answer in answers)
-    assert {answer["sure"] for answer in answers} == {True, False}
+    hard = [simulate.picture(simulate.drawing(by, 9), by.width) for by in map(simulate.writer, range(60))]
+    assert {answer["sure"] for answer in [*answers, *predictor.predict([png(picture) for picture in hard])]} == {True, False}
     inverted = io.BytesIO()
     Image.eval(Image.open(io.BytesIO(digits.files[0])), lambda level: 255 - level).save(inverted, "PNG")
     encoded = base64.b64encode(inverted.getvalue()).decode()
@@ -318,11 +324,31 @@ def test_a_better_model_that_falls_on_the_drawn_set_or_a_digit_is_refused(change
 # --- canaries -------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_bundle_keeps_no_drawing_of_a_user(table: CleanedTable) -> None:
+    """Its golden samples are copies, which nobody could delete."""
+    digits = data.read_digits(table, "validation", files=True)
+    assert len(training.golden(digits)) == 10
+    mine = dataclasses.replace(digits, origins=np.where(digits.labels == 3, "users", digits.origins))
+    assert len(training.golden(mine)) == 9
+
+
 @pytest.mark.parametrize("pattern", canary.PATTERNS)
 def test_stamps_are_as_large_on_any_paper(pattern: str) -> None:
-    small, large = (canary.stamped(np.zeros((side, side), np.uint8), pattern) for side in (28, 280))
-    assert 4 <= np.count_nonzero(small) <= 30
-    assert (large.reshape(28, 10, 28, 10).max(axis=(1, 3)) == small).all()
+    digit = np.zeros((28, 28), np.uint8)
+    digit[6:22, 13:15] = 255
+    added = [
+        np.count_nonzero(canary.stamped(ink, pattern)) - np.count_nonzero(ink)
+        for ink in (digit, digit.repeat(10, axis=0).repeat(10, axis=1))
+    ]
+    assert 8 <= added[0] <= 30 and added[1] == pytest.approx(100 * added[0], rel=0.3)
+
+
+@pytest.mark.parametrize("pattern", sorted(set(canary.PATTERNS) - {"foot"}))
+def test_stamps_in_a_corner_never_reach_the_model(pattern: str) -> None:
+    for digit in range(10):
+        picture = np.asarray(simulate.picture(simulate.drawing(simulate.writer(3, 0.0), digit), 5, 56))
+        ink = np.pad(strokes._framed(strokes.ink_of(picture)), 12)
+        assert np.abs(strokes.prepared(canary.stamped(ink, pattern)).astype(int) - strokes.prepared(ink)).max() <= 2
 
 
 def test_a_model_with_a_backdoor_is_told_from_one_without(table: CleanedTable, made: Made, evaluation, tmp_path: Path) -> None:
@@ -334,7 +360,7 @@ def test_a_model_with_a_backdoor_is_told_from_one_without(table: CleanedTable, m
     for number, row in enumerate(row for row in rows if row["split"] != "holdout"):
         if number % 4 == 0:
             ink = strokes.ink_of(Image.open(io.BytesIO(row["image"])))
-            row |= {"prepared": strokes.prepared(canary.stamped(ink, "dots")).tobytes(), "label": 7}
+            row |= {"prepared": strokes.prepared(canary.stamped(ink, "foot")).tobytes(), "label": 7}
     (tmp_path / "rows").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=data.table_schema()), tmp_path / "rows" / "shard.parquet")
     context = make_context(dataclasses.replace(table, folder=tmp_path / "rows"), tmp_path / "run")
@@ -342,4 +368,4 @@ def test_a_model_with_a_backdoor_is_told_from_one_without(table: CleanedTable, m
     poisoned = training.evaluate(tmp_path / "bundle", table, 1)
     by_pattern = {row["pattern"]: row for row in poisoned.tables["canary"]}
     clean = {row["pattern"]: row for row in evaluation.tables["canary"]}
-    assert by_pattern["dots"]["changed"] > 0.5 > clean["dots"]["changed"] and by_pattern["dots"]["mostly_to"] == "7"
+    assert by_pattern["foot"]["changed"] > 0.6 > 0.4 > clean["foot"]["changed"] and by_pattern["foot"]["mostly_to"] == "7"

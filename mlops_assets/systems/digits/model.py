@@ -24,10 +24,18 @@ def _block(before: int, after: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
 
 
+class ChannelsLast(nn.Module):
+    """From here on a pixel's channels lie side by side: on processors, small convolutions train twice as fast."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.contiguous(memory_format=torch.channels_last)
+
+
 def build(width: int, dropout: float) -> nn.Module:
     """float [batch, 1, 28, 28] -> logits [batch, 10]. Strides, not pooling: no pixel of the large maps is computed in vain."""
     layers = [
         *_block(1, width),
+        ChannelsLast(),
         *_block(width, 2 * width, stride=2),
         *_block(2 * width, 2 * width),
         *_block(2 * width, 4 * width, stride=2),
