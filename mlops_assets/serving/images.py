@@ -213,22 +213,9 @@ def load_image_predictor(folder: Path, threads: int) -> ImagePredictor:
         BadBundle: `wrong_labels`: not as many labels as logits.
     """
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    if (spec.get("format"), spec.get("kind")) != (1, KIND):
-        raise ValueError(f"the bundle has format {spec.get('format')!r}, kind {spec.get('kind')!r}: this reads format 1, {KIND}")
-    temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"calibration temperature {temperature} is not a positive number")
-    if not 8 <= int(spec["image_size"]) <= 2048:
-        raise ValueError(f"image_size {spec['image_size']} is not between 8 and 2048")
-    if spec.get("preprocessing", RESIZED) not in (RESIZED, STROKES):
-        raise ValueError(f"preprocessing {spec['preprocessing']!r}: this server knows {RESIZED} and {STROKES}")
-    if spec.get("preprocessing") == STROKES and int(spec["image_size"]) != strokes.SIDE:
-        raise ValueError(f"image_size {spec['image_size']}: strokes are {strokes.SIDE} pixels")
-    if spec.get("preprocessing") == STROKES:
-        threads = 1  # a network of digits is so small that several threads would wait for each other longer than they work
-    if (ask := spec.get("ask_below")) is not None and not 0 <= float(ask) <= 1:
-        raise ValueError(f"ask_below {ask} is not between 0 and 1")
-    session = open_session(folder / "model.onnx", threads)
+    _check_spec(spec)
+    # A network of digits is so small that several threads would wait for each other longer than they work.
+    session = open_session(folder / "model.onnx", 1 if spec.get("preprocessing") == STROKES else threads)
     inputs = {i.name: i.type for i in session.get_inputs()}
     outputs = {o.name: o.shape for o in session.get_outputs()}
     if inputs != {"images": "tensor(uint8)"} or "logits" not in outputs:
@@ -237,3 +224,21 @@ def load_image_predictor(folder: Path, threads: int) -> ImagePredictor:
     if isinstance(width, int) and width != len(spec["labels"]):
         raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
     return ImagePredictor(session, spec)
+
+
+def _check_spec(spec: dict[str, Any]) -> None:
+    """Raises ValueError for the first setting of `bundle.json` that cannot be."""
+    if (spec.get("format"), spec.get("kind")) != (1, KIND):
+        raise ValueError(f"the bundle has format {spec.get('format')!r}, kind {spec.get('kind')!r}: this reads format 1, {KIND}")
+    temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"calibration temperature {temperature} is not a positive number")
+    if not 8 <= int(spec["image_size"]) <= 2048:
+        raise ValueError(f"image_size {spec['image_size']} is not between 8 and 2048")
+    how = spec.get("preprocessing", RESIZED)
+    if how not in (RESIZED, STROKES):
+        raise ValueError(f"preprocessing {how!r}: this server knows {RESIZED} and {STROKES}")
+    if how == STROKES and int(spec["image_size"]) != strokes.SIDE:
+        raise ValueError(f"image_size {spec['image_size']}: strokes are {strokes.SIDE} pixels")
+    if (ask := spec.get("ask_below")) is not None and not 0 <= float(ask) <= 1:
+        raise ValueError(f"ask_below {ask} is not between 0 and 1")
