@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from mlops_assets import otp, otp_demo
-from mlops_assets_tests.conftest import wait_for
+from mlops_assets import otp, otp_demo, up
+from mlops_assets_tests.conftest import free_port, wait_for
 
 SECRET = "a secret of tests, long enough to be one"
 OWN = "http://127.0.0.1:8010"
@@ -146,3 +151,21 @@ def test_only_so_many_codes_are_open():
         latest = desk.new()
     assert desk.verify(first, code) is None
     assert desk.verify(*latest) is True
+
+
+def test_it_runs_as_mlops_up_starts_it(tmp_path: Path):
+    port = free_port()
+    own = {"MLOPS_HOME": str(tmp_path), "MLOPS_SERVE_URL": "http://127.0.0.1:1", "MLOPS_OTP_DEMO_PORT": str(port)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLOPS_")} | own
+    command = [sys.executable, "-m", "mlops_assets.otp_demo"]
+    without = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert without.returncode != 0 and "MLOPS_OTP_SECRET" in without.stderr
+    secret = up.kept_secret(tmp_path / "keys" / "otp_demo")
+    assert len(secret) == 64 and up.kept_secret(tmp_path / "keys" / "otp_demo") == secret
+    assert (tmp_path / "keys" / "otp_demo").stat().st_mode & 0o077 == 0
+    with subprocess.Popen(command, env=environment | {"MLOPS_OTP_SECRET": secret}, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: up.answers(f"http://127.0.0.1:{port}/livez"), "the demo back-end answers")
+        finally:
+            process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM)

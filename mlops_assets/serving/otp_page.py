@@ -36,7 +36,8 @@ def otp_page(secret: str | None, query: Mapping[str, str], accept_language: str)
     A token that is not valid gives a page that says what to do, with status 403 (`bad_session`), 410 (`session_expired`) or 503
     (`no_session_secret`: this server has no secret to check it with).
     """
-    session, problem = None, None
+    session: Session | None = None
+    problem: str | None = None
     if token := query.get("session"):
         if secret:
             try:
