@@ -245,11 +245,20 @@ class Load:
         return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def clients(port: int, path: str, bodies: Sequence[bytes], *, count: int = 8, seconds: float = 5.0, keep: bool = False) -> Load:
-    return asyncio.run(_clients(port, path, bodies, count, seconds, keep))
+def clients(
+    port: int,
+    path: str,
+    bodies: Sequence[bytes],
+    *,
+    count: int = 8,
+    seconds: float = 5.0,
+    keep: bool = False,
+    content_type: str = "application/json",
+) -> Load:
+    return asyncio.run(_clients(port, path, bodies, count, seconds, keep, content_type))
 
 
-async def _clients(port: int, path: str, bodies: Sequence[bytes], count: int, seconds: float, keep: bool) -> Load:
+async def _clients(port: int, path: str, bodies: Sequence[bytes], count: int, seconds: float, keep: bool, content_type: str) -> Load:
     load = Load(0.0, [], [], [])
     started = time.perf_counter()
     position = iter(range(1_000_000_000))
@@ -259,7 +268,7 @@ async def _clients(port: int, path: str, bodies: Sequence[bytes], count: int, se
         while time.perf_counter() - started < seconds:
             body = bodies[next(position) % len(bodies)]
             sent = time.perf_counter()
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             status, headers, content = await _answer(reader)
             load.latencies.append(time.perf_counter() - sent)

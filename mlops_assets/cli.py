@@ -20,7 +20,7 @@ from mlops_assets.settings import Settings, SettingsError, load_settings
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.system import ModelSystem
-    from mlops_assets.settings import CutsSection, SystemConfig
+    from mlops_assets.settings import SystemConfig
 
 app = App(name="mlops", help="Machine learning as Dagster assets: from landed data to a gated, signed, served and traceable model.")
 data = App(name="data", help="Official data sets.")
@@ -212,23 +212,49 @@ def land(
 
 @app.command
 def cut(system: str, *, as_json: Json = False) -> None:
-    """Cut the comments whose label is new into a dataset version that extends the newest frozen one, now. The sensor does the rest."""
-    from mlops_assets.ingest import cuts
+    """Cut what users gave (comments whose label is new, drawings) into a dataset version that extends an earlier one, now. The sensor does
+    the rest."""
+    from mlops_assets.ingest import cuts, drawn
     from mlops_assets.lifecycle.pipeline import scratch_folder
 
-    section = _cuts_of(system)
-    platform = _platform(load_settings())
-    with scratch_folder(platform.settings) as scratch:
-        done = cuts.run(platform.engine, platform.store, system, section, scratch, asked=True)
+    found, config, settings = _system(system)
+    if config.cuts is None and config.drawings is None:
+        file = settings.configs / f"{system}.yaml"
+        raise Stop(2, f"{system} is not cut from what users give: {file} has neither a section `cuts` nor `drawings`")
+    platform = _platform(settings)
+    with scratch_folder(settings) as scratch:
+        if config.drawings is not None:
+            done = drawn.run(platform, found, config.drawings, scratch, asked=True)
+        elif config.cuts is not None:
+            done = cuts.run(platform.engine, platform.store, system, config.cuts, scratch, asked=True)
     lines = [f"landed {system} {version}" for version in done.landed] + [done.why if done.landed else f"nothing is cut: {done.why}"]
     _out({"system": system, "landed": done.landed, "why": done.why}, as_json, lines)
 
 
-def _cuts_of(system: str) -> CutsSection:
+@app.command
+def forget(system: str, *, user: str, as_json: Json = False) -> None:
+    """Delete every drawing that a user (as the back-end names them) gave, everywhere, and name the models that were trained on them."""
+    from mlops_assets import otp
+    from mlops_assets.ingest import drawn
+
     _, config, settings = _system(system)
-    if config.cuts is None:
-        raise Stop(2, f"{system} is not cut from the ledger of comments: {settings.configs / f'{system}.yaml'} has no section `cuts`")
-    return config.cuts
+    if config.drawings is None:
+        raise Stop(2, f"{system} keeps nothing of users: {settings.configs / f'{system}.yaml'} has no section `drawings`")
+    known = [secret for secret in (settings.require("otp_secret"), *settings.otp_former_secrets.split(",")) if secret]
+    platform = _platform(settings)
+    done = drawn.forget_writers(platform.engine, platform.store, system, [otp.pseudonym(secret, user) for secret in known])
+    models = [f"{model['variant'] or system} on {model['dataset_version']}, {_registered_as(model)}" for model in done.models]
+    lines = [
+        f"{done.drawings} drawings deleted" + (f", also from {', '.join(done.dataset_versions)}" if done.dataset_versions else ""),
+        *(f"trained on them: {line}" for line in models),
+        *(["What a model learned stays in it: retrain without them, with `mlops train`, and promote that."] if models else []),
+    ]
+    value = {"system": system, "drawings": done.drawings, "dataset_versions": done.dataset_versions, "models": done.models}
+    _out(value, as_json, lines)
+
+
+def _registered_as(model: Mapping[str, Any]) -> str:
+    return model["state"] if model["version"] is None else f"v{model['version']} ({model['state']})"
 
 
 @app.command
@@ -642,7 +668,7 @@ def trace(request_id: str, *, as_json: Json = False) -> None:
         f"receipt   {receipt['at']} by {receipt['actor']}: {receipt['reason']}",
         *[f"promotion #{p['sequence']} {p['kind']} {p['at']} by {p['actor']}: {p['reason']}" for p in found["promotions"]],
         f"data      {dataset['version']}  manifest {dataset['manifest_sha256']}",
-        *[f"          {o['key']}  {o['size']:,} bytes  sha256 {o['sha256']}" for o in dataset["objects"]],
+        *[f"          {o['key']}  {o['size']:,} bytes  sha256 {o['sha256']}{_deleted(o)}" for o in dataset["objects"]],
         f"code      {found['git_commit']}  seed {receipt['seed']}",
         f"runs      Dagster {found['dagster_run_id']}  MLflow {found['mlflow_run_id']}",
         "verified  every link holds" if found["verified"] else f"PROBLEM   {'; '.join(found['problems'])}",
@@ -650,6 +676,10 @@ def trace(request_id: str, *, as_json: Json = False) -> None:
     _out(found, as_json, lines)
     if not found["verified"]:
         raise Stop(1, "; ".join(found["problems"]))
+
+
+def _deleted(file: Mapping[str, Any]) -> str:
+    return f"  deleted on request {file['deleted_on_request']}" if "deleted_on_request" in file else ""
 
 
 @app.command

@@ -67,6 +67,20 @@ CUT_POINTS: Final = (
     "cut.after_ready",
 )
 
+#: The same for drawings; and of a deletion, between the row that says so and the bytes.
+DRAWN_POINTS: Final = (
+    "drawn_cut.before_commit",
+    "drawn_cut.after_commit",
+    "drawn_cut.after_parent",
+    "drawn_cut.after_objects",
+    "drawn_cut.after_ready",
+)
+FORGET_POINTS: Final = (
+    "forget.before_commit",
+    "forget.after_commit",
+    "forget.after_bytes",
+)
+
 #: While training, `<n>` being a step: before it is logged, a checkpoint written aside, a checkpoint under its own name.
 TRAINER_POINTS: Final = ("trainer.step_<n>", "trainer.aside_<n>", "trainer.saved_<n>")
 

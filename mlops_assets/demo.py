@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 #: Folder of a real data set (the layout that `make run DATA=dir` takes) -> its system.
-FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires", "unsmile": "hate_speech"}
+FOLDERS = {"nsmc": "sentiment", "magnetic_tile": "tires", "unsmile": "hate_speech", "mnist": "digits"}
+
+#: What lands together with a real data set where it lies beside it: digits are measured on real drawings too.
+BESIDE = {"mnist": "hwd1000"}
 
 #: Asked of the server when the first champion is there; a system that is not here is asked about the first photo of what was landed.
 QUESTIONS = {"sentiment": "배우들 연기 정말 재미있었어요", "hate_speech": "요즘 외국인들 모임에 다녀왔다"}
@@ -60,6 +63,7 @@ SAMPLES = (
     ("sentiment", "demo-bad", None, True),
     ("tires", "demo-tires-1", None, False),
     ("hate_speech", "demo-comments-1", None, False),
+    ("digits", "demo-digits-1", None, False),
 )
 
 
@@ -154,7 +158,8 @@ class Demo:
                 self._first_model_said = True  # no figure to speak of: it was there
                 self._say("step", f"{landing.system} {landing.version}: was landed before")
                 return
-            source = landing.source or self._sample(landing)
+            landing.source = self._together(landing.source) if landing.source else self._sample(landing)
+            source = landing.source
             self._say("step", f"{landing.system} {landing.version}: landing {source}{' (deliberately bad)' if landing.bad else ''}")
             command = [sys.executable, str(Path(sys.executable).with_name("mlops")), "land", landing.system, str(source)]
             log = (self._settings.home / "logs" / f"land-{landing.version}.log").open("wb")
@@ -173,6 +178,20 @@ class Demo:
                 text = (self._settings.home / "logs" / f"land-{landing.version}.log").read_text(errors="replace")
                 self._end(landing, "failed", f"landing ended with exit code {code}: {text.strip()[-500:]}")
 
+    def _together(self, source: Path) -> Path:
+        """The folder to land: `source`, or links to its files and to those that land with it."""
+        other = source.parent / BESIDE.get(source.name, "")
+        if source.name not in BESIDE or not other.is_dir():
+            return source
+        folder = self._settings.home / "samples" / source.name
+        for part in (source, other):
+            for file in (found for found in part.rglob("*") if found.is_file()):
+                link = folder / part.name / file.relative_to(part)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(file)
+        return folder
+
     def _known(self, landing: Landing) -> bool:
         from sqlalchemy import text
 
@@ -186,12 +205,13 @@ class Demo:
 
         folder = self._settings.home / "samples" / landing.system / landing.version
         folder.mkdir(parents=True, exist_ok=True)
-        if landing.system == "tires":
-            sample_data.write_tires(folder, bad=landing.bad)
-        elif landing.system == "hate_speech":
-            sample_data.write_comments(folder, bad=landing.bad)
-        else:
-            sample_data.write_reviews(folder, bad=landing.bad)
+        write = {
+            "sentiment": sample_data.write_reviews,
+            "tires": sample_data.write_tires,
+            "hate_speech": sample_data.write_comments,
+            "digits": sample_data.write_digits,
+        }[landing.system]
+        write(folder, bad=landing.bad)
         return folder
 
     def _follow(self, landing: Landing) -> None:
@@ -240,7 +260,7 @@ class Demo:
         """What is asked, for people and for httpx."""
         if landing.system in QUESTIONS:
             return QUESTIONS[landing.system], {"json": {"inputs": [QUESTIONS[landing.system]]}}
-        folder = landing.source or self._settings.home / "samples" / landing.system / landing.version
+        folder = self._together(landing.source) if landing.source else self._settings.home / "samples" / landing.system / landing.version
         photo = next(path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PHOTOS and _is_photo(path))
         return photo.name, {"files": [("files", (photo.name, photo.read_bytes()))]}
 

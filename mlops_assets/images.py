@@ -42,6 +42,19 @@ def decode(data: bytes, *, limits: Limits = DEFAULT) -> Image:
     Raises:
         BadImage
     """
+    picture = load(data, limits=limits)
+    try:
+        return _rgb(picture)
+    except (OSError, ValueError) as error:
+        raise _damaged(error) from None
+
+
+def load(data: bytes, *, limits: Limits = DEFAULT) -> Image:
+    """The picture upright, in the mode of its file: for those to whom transparency means something else than white.
+
+    Raises:
+        BadImage
+    """
     from PIL import ImageOps
 
     check_size(data, limits)
@@ -59,7 +72,7 @@ def decode(data: bytes, *, limits: Limits = DEFAULT) -> Image:
         raise BadImage("animated", "the picture is animated", "움직이는 이미지는 받을 수 없습니다.", "Send one frame of it.")
     try:
         picture.load()
-        return _rgb(ImageOps.exif_transpose(picture))
+        return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
         raise _damaged(error) from None
 
@@ -136,16 +149,25 @@ def _other_format(data: bytes) -> str | None:
     return "SVG" if b"<svg" in data[:1000].lower() else None
 
 
-def _rgb(picture: Image) -> Image:
+def eight_bits(picture: Image) -> Image:
+    """16 bits and more scaled down to 8; others as they are."""
     from PIL import Image
 
     mode: Any = picture.mode
-    if mode.startswith("I") or mode == "F":  # 16 bits and more: Pillow's own conversion clips at 255
-        import numpy as np
+    if not (mode.startswith("I") or mode == "F"):
+        return picture
+    import numpy as np
 
-        values = np.asarray(picture, np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255 or mode.startswith("I;16") else 255.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    values = np.asarray(picture, np.float64)  # Pillow's own conversion clips at 255
+    top = 65535.0 if values.max(initial=0.0) > 255 or mode.startswith("I;16") else 255.0
+    return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+
+
+def _rgb(picture: Image) -> Image:
+    from PIL import Image
+
+    picture = eight_bits(picture)
+    mode: Any = picture.mode
     if mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         whole = picture.convert("RGBA")
         white = Image.new("RGBA", whole.size, "white")

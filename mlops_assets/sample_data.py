@@ -205,6 +205,68 @@ def _photo(rng: random.Random, defective: bool) -> Image.Image:
     return Image.composite(Image.new("L", photo.size, 25 if blob else 235), photo, mark.filter(ImageFilter.GaussianBlur(0.8)))
 
 
+# --- digits ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_digits(folder: Path, *, train: int = 4000, test: int = 800, drawn: int = 400, seed: int = 7, bad: bool = False) -> None:
+    """Simulated digits as MNIST's four IDX files, as an index of held-out drawings (`drawn/dataset.csv`), and as what users drew
+    (`users/labels.jsonl`), each by writers of its own. A few dirty files stand beside them.
+
+    Args:
+        bad: the labels are shuffled: no model can learn from them, so the gate must refuse it. Its digits are other ones, too.
+    """
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    from mlops_assets.systems.digits import idx, simulate
+
+    rng = random.Random(seed + 1_000 * bad)
+    first = 1_000_000 * (seed + 1_000 * bad)
+
+    def digits(count: int, writers: int, harshness: float) -> Iterator[tuple[int, Image.Image, str]]:
+        for number in range(count):
+            by = simulate.writer(writers + number // 20, harshness)
+            label = number % 10
+            yield label, simulate.picture(simulate.drawing(by, label, number // 10), by.width), f"writer-{by.seed}"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, writers in (("train", train, first), ("t10k", test, first + 10_000)):
+        found = list(digits(count, writers, 0.5))
+        labels = [label for label, _, _ in found]
+        if bad:
+            rng.shuffle(labels)
+        pixels = [255 - np.asarray(_tight(picture).resize((28, 28), Image.Resampling.BOX)) for _, picture, _ in found]
+        idx.write(folder / f"{name}-images-idx3-ubyte.gz", np.stack(pixels))
+        idx.write(folder / f"{name}-labels-idx1-ubyte.gz", np.array(labels, np.uint8))
+    for place, writers, count in (("drawn", first + 20_000, drawn), ("users", first + 30_000, drawn)):
+        (folder / place / "img").mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number, (label, picture, writer) in enumerate(digits(count, writers, 0.4)):
+            name = f"img/{number:04}.png"
+            picture.save(folder / place / name)
+            rows.append((name, rng.randrange(10) if bad else label, writer))
+        if place == "drawn":
+            lines = ["image,label", *(f"{name},{label}" for name, label, _ in rows), "img/none.png,3", f"{rows[0][0]},eleven"]
+            (folder / place / "dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            items = [{"file": name, "label": label, "writer": writer} for name, label, writer in rows]
+            lines = [json.dumps(item) for item in [*items, {"file": "img/blank.png", "label": 5, "writer": rows[0][2]}]]
+            Image.new("L", (28, 28), 255).save(folder / place / "img" / "blank.png")
+            (folder / place / "labels.jsonl").write_text("\n".join([*lines, "no JSON"]) + "\n", encoding="utf-8")
+
+
+def _tight(picture: Image.Image) -> Image.Image:
+    """Square around what is drawn, with MNIST's margin."""
+    from PIL import ImageOps
+
+    left, top, right, bottom = ImageOps.invert(picture).getbbox() or (0, 0, *picture.size)
+    half = 0.7 * max(right - left, bottom - top)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return picture.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+
+
 # --- disposal policies ----------------------------------------------------------------------------------------------------------
 
 _POLICY_COLUMNS: Final = _words(

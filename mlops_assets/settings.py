@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -82,6 +82,15 @@ class Settings(BaseSettings):
     api_token: str | None = None
     """Bearer token for HTTP calls that write; without one they are refused."""
 
+    otp_secret: str | None = Field(default=None, min_length=32, repr=False)
+    """Shared with the caller's back-end: signs one-time-code sessions. Without it `/otp` only practises and keeps nothing."""
+    otp_former_secrets: str = Field(default="", repr=False)
+    """Former secrets, separated by commas: pseudonyms were made with the secret of their day, and users must be found to be forgotten."""
+    otp_hold_seconds: float = Field(default=600, gt=0)
+    """So long drawings wait in memory for the back-end to say that their code was right."""
+    otp_held_sessions: int = Field(default=1000, ge=1)
+    """Drawings of so many sessions wait at most; those of more are dropped."""
+
     host: str = "127.0.0.1"
     dagster_port: int = 3000
     mlflow_port: int = 5000
@@ -89,6 +98,7 @@ class Settings(BaseSettings):
     staging_port: int = 8001
     dashboard_port: int = 8501
     tensorboard_port: int = 6006
+    otp_demo_port: int = 8010
 
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Threads of training and of the inference engine."""
@@ -134,6 +144,12 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         return self.object_store_url or (self.home / "store").as_uri()
+
+    @property
+    def reached_at(self) -> str:
+        """The host under which this machine itself reaches what listens on `host`, as it stands in a URL."""
+        everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        return everywhere.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
 
     @property
     def signing_key_path(self) -> Path:
@@ -236,6 +252,8 @@ class PromotionPolicy(Strict):
     """The metric on which challenger and champion are compared."""
     min_improvement: float = Field(default=0.0, ge=0)
     """How much better (in the metric's own direction) a challenger must be."""
+    max_fall: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Metric -> how much worse than the champion, on the same rows, a challenger may be in it; one that falls further is refused."""
     max_report_age_hours: float = Field(default=24 * 7, gt=0)
     """An older evaluation is stale: refused."""
 
@@ -287,6 +305,30 @@ class ReviewSection(Strict):
     """Comments that one run of `<system>_score_comments` reads at most."""
 
 
+class DrawingsSection(Strict):
+    """Which drawings of users become training data, and when. See `ingest/drawn.py` for what each stops."""
+
+    per_writer: int = Field(default=60, ge=1)
+    """Drawings of one user within `window_days`; more are dropped."""
+    window_days: int = Field(default=30, ge=1)
+    near_duplicate: float = Field(default=0.15, ge=0, le=1)
+    """Of the points where either has ink: a drawing that differs from an earlier one in no larger share is dropped."""
+    min_probability: float = Field(default=0.01, ge=0, le=1)
+    """The champion's probability of the confirmed digit. Below it, the drawing waits until other users have drawn alike; 0 trusts all."""
+    agreeing_writers: int = Field(default=2, ge=1)
+    """So many other users must have drawn such a digit alike."""
+    alike: float = Field(default=0.5, ge=0, le=1)
+    """Of the points where either has ink: what differs in no larger share is drawn alike."""
+    min_new: int = Field(default=300, ge=1)
+    """With fewer new drawings no version is cut."""
+    min_writers: int = Field(default=10, ge=1)
+    """With fewer users among them no version is cut."""
+    max_share: float = Field(default=0.2, gt=0, lt=1)
+    """All drawings of users together, of the rows of the version that a cut extends."""
+    max_digit_share: float = Field(default=0.2, gt=0, le=1)
+    """Drawings of one digit, of those of a cut."""
+
+
 class ProjectSection(Strict):
     """What the system is called, who owns it, and which data set and model it uses by default."""
 
@@ -313,6 +355,8 @@ class SystemConfig(Strict):
     """Of a system whose later versions are cut from the ledger of comments."""
     review: ReviewSection | None = None
     """Of a system about whose comments people are asked."""
+    drawings: DrawingsSection | None = None
+    """Of a system whose later versions are cut from what users drew."""
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:
@@ -365,13 +409,13 @@ def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None
     return validate(kind, merge(base, read_yaml(path)), str(path))
 
 
-def load_review(system: str, folder: Path) -> ReviewSection:
-    """The section `review` alone, for the server, which knows no system's config type; its defaults where there is none."""
-    content = load_config_text(system, folder).get("review")
+def load_section(kind: type[C], system: str, section: str, folder: Path) -> C:
+    """One section alone, for the server, which knows no system's config type; its defaults where there is none."""
+    content = load_config_text(system, folder).get(section)
     try:
-        return ReviewSection.model_validate(content or {})
+        return kind.model_validate(content or {})
     except ValidationError as error:
-        raise SettingsError(f"{folder / f'{system}.yaml'}: review is not valid: {error.errors()[0]['msg']}") from None
+        raise SettingsError(f"{folder / f'{system}.yaml'}: {section} is not valid: {error.errors()[0]['msg']}") from None
 
 
 def load_config_text(name: str, folder: Path) -> dict[str, Any]:

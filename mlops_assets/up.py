@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def _run(settings: Settings, voice: Voice, asked: Asked, *, demo: bool, data: Pa
 
     begun = time.monotonic()
     follower = Demo.of(settings, sample=demo, data=data) if demo or data else None  # bad input is refused before anything starts
-    platform = Platform(settings, voice.say)
+    platform = Platform(settings, voice.say, demo=demo)
     try:
         with voice.busy("starting"):
             platform.start(asked.stop)
@@ -101,8 +102,12 @@ def _run(settings: Settings, voice: Voice, asked: Asked, *, demo: bool, data: Pa
 class Platform:
     """The services of one home."""
 
-    def __init__(self, settings: Settings, say: Callable[[str, str], None], patience: Patience | None = None) -> None:
+    def __init__(
+        self, settings: Settings, say: Callable[[str, str], None], patience: Patience | None = None, *, demo: bool = False
+    ) -> None:
+        """`demo`: with the back-end on which one-time codes can be tried."""
         self.settings = settings
+        self._demo = demo
         self.environment: dict[str, str] = {}
         self.links: dict[str, str] = {}
         self.failed: list[str] = []
@@ -146,7 +151,7 @@ class Platform:
         """Nothing new is launched, runs are cut off (they resume at the next start), services end, PostgreSQL last."""
         self.failed = self.supervisor.failed
         children = self.supervisor.children
-        self.supervisor.stop(["daemon", "dagster", "dashboard", "tensorboard", "serve", "staging"], hurry)
+        self.supervisor.stop(["daemon", "dagster", "dashboard", "tensorboard", "otp-demo", "serve", "staging"], hurry)
         leaders = {c.process.pid for c in children.values() if c.process is not None}
         code = children["code"].process if "code" in children else None
         if code is not None:
@@ -198,9 +203,9 @@ class Platform:
 
     def _choose_addresses(self, embedded: EmbeddedPostgres | None) -> None:
         settings, taken = self.settings, set[int]()
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
+        host = settings.reached_at
         chosen: dict[str, Any] = {}
-        for name in PORTS:
+        for name in (*PORTS, *(["otp_demo_port"] if self._demo else [])):
             wanted = getattr(settings, name)
             chosen[name] = free_port(settings.host, wanted, taken)
             if chosen[name] != wanted:
@@ -217,6 +222,8 @@ class Platform:
         chosen["serve_url"] = f"http://{host}:{chosen['serve_port']}"
         chosen["staging_url"] = f"http://{host}:{chosen['staging_port']}"
         chosen["dagster_url"] = f"http://{host}:{chosen['dagster_port']}"
+        if self._demo and not settings.otp_secret:
+            chosen["otp_secret"] = kept_secret(settings.home / "keys" / "otp_demo")
         self._own_mlflow = settings.mlflow_tracking_uri is None
         self._chosen = chosen
         self.links = {
@@ -227,6 +234,8 @@ class Platform:
             "Dashboard": f"http://{host}:{chosen['dashboard_port']}",
             "TensorBoard": f"http://{host}:{chosen['tensorboard_port']}",
         }
+        if self._demo:
+            self.links["Code demo"] = f"http://{host}:{chosen['otp_demo_port']}"
         self.settings = settings.model_copy(update=chosen)
 
     def _publish(self) -> None:
@@ -361,6 +370,23 @@ class Platform:
             address=links["TensorBoard"],
             after=["serve"],
         )
+        if self._demo:
+            yield service(
+                "otp-demo",
+                [*python, "mlops_assets.otp_demo"],
+                lambda: answers(links["Code demo"] + "/livez"),
+                title="one-time-code demo",
+                address=links["Code demo"],
+                after=["serve"],
+            )
+
+
+def kept_secret(path: Path) -> str:
+    """A secret of this home, made once: what users drew is found again under it, and deleted on request."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path.read_text()
 
 
 def migrate(settings: Settings | None = None) -> tuple[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,9 +69,9 @@ def postgres() -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture
-def make_database(postgres: str) -> Iterator:
-    """A function (template) -> URL of a new database, dropped after the test."""
+@contextmanager
+def databases(postgres: str) -> Iterator[Callable[..., str]]:
+    """A function (template) -> URL of a new database; dropped at the end."""
     from sqlalchemy import text
 
     from mlops_assets import database
@@ -90,6 +91,12 @@ def make_database(postgres: str) -> Iterator:
         for name in made:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+@pytest.fixture
+def make_database(postgres: str) -> Iterator[Callable[..., str]]:
+    with databases(postgres) as make:
+        yield make
 
 
 @pytest.fixture

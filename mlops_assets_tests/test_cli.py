@@ -168,3 +168,29 @@ def test_a_params_yaml_is_checked_before_anything_runs(run, tmp_path, content, m
     (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
     code, _, last = run("train", "hate_speech", "--dataset-version", "v9", "--params", tmp_path / "params.yaml")
     assert code == 2 and message in last
+
+
+def test_a_user_is_forgotten_by_name_and_wrong_use_says_what_is_missing(run, engine, monkeypatch):
+    from mlops_assets import otp
+    from mlops_assets.ingest import drawn
+    from mlops_assets.settings import DrawingsSection
+    from mlops_assets_tests.drawings import SECRET, drawing
+
+    code, _, last = run("forget", "digits", "--user", "u")
+    assert code == 2 and "set MLOPS_OTP_SECRET" in last
+    monkeypatch.setenv("MLOPS_OTP_SECRET", "too short")
+    code, _, last = run("forget", "digits", "--user", "u")
+    assert code == 2 and "MLOPS_OTP_SECRET" in last and "32" in last and "too short" not in last.replace("too_short", "")
+    monkeypatch.setenv("MLOPS_OTP_SECRET", SECRET)
+    code, _, last = run("forget", "tires", "--user", "u")
+    assert code == 2 and "keeps nothing of users" in last
+    drawings = [drawn.drawing(drawing(digit, place), digit) for place, digit in enumerate("0123")]
+    drawn.accept(engine, "digits", otp.pseudonym(SECRET, "u"), drawings, DrawingsSection())
+    code, out, _ = run("forget", "digits", "--user", "u", "--json")
+    assert code == 0 and json.loads(out) == {"system": "digits", "drawings": 4, "dataset_versions": [], "models": []}
+    code, out, _ = run("forget", "digits", "--user", "u")
+    assert code == 0 and out.splitlines() == ["0 drawings deleted"]
+    code, _, last = run("cut", "tires")
+    assert code == 2 and "neither a section `cuts` nor `drawings`" in last
+    code, out, _ = run("cut", "digits")
+    assert code == 0 and "land the data set first" in out

@@ -64,7 +64,8 @@ def test_the_demo_has_failed_unless_the_good_one_passed_and_the_bad_one_did_not(
     demo = Demo.of(settings, sample=True, data=None)
     bad_ones = [(landing.system, landing.version) for landing in demo.landings if landing.bad]
     assert bad_ones == [("sentiment", "demo-bad")] and {landing.system for landing in demo.landings} == set(SYSTEMS)
-    for landing, outcome in zip(demo.landings, (good, bad, "promoted", "promoted"), strict=True):
+    others = ("promoted",) * (len(demo.landings) - 2)
+    for landing, outcome in zip(demo.landings, (good, bad, *others), strict=True):
         landing.outcome = outcome
     assert demo.done and demo.failed is failed
 
@@ -74,6 +75,19 @@ def test_real_data_is_taken_by_the_names_of_its_folders(settings, tmp_path):
     (tmp_path / "unknown").mkdir()
     demo = Demo.of(settings, sample=False, data=tmp_path)
     assert demo.landings == [Landing("sentiment", "nsmc-1", (tmp_path / "nsmc").resolve())]
+
+
+def test_mnist_lands_with_the_drawings_beside_it(settings, tmp_path):
+    """A version of digits is measured on real drawings too; without them beside it MNIST lands alone."""
+    for name in ("mnist/train.gz", "hwd1000/img/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    demo = Demo.of(settings, sample=False, data=tmp_path)
+    (landing,) = demo.landings
+    folder = demo._together(landing.source)
+    assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")} == {"mnist/train.gz", "hwd1000/img/1.png"}
+    assert demo._together(folder) == folder
+    assert demo._together(tmp_path / "hwd1000") == tmp_path / "hwd1000"
 
 
 def test_a_folder_that_is_missing_is_refused(settings, tmp_path):

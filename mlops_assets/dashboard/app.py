@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 METRICS = ("F1", "Accuracy", "Precision", "Recall", "Loss")
 EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요", "hate_speech": "오늘 날씨가 좋다"}
 #: Systems that are asked with photos.
-OF_PHOTOS = frozenset({"tires"})
+OF_PHOTOS = frozenset({"tires", "digits"})
 
 
 def main() -> None:

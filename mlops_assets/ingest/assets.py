@@ -15,6 +15,7 @@ from pydantic import Field
 
 from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
+from mlops_assets.lifecycle import forget
 from mlops_assets.lifecycle.assets import dataset_versions, key_of, model_lifecycle, refusal
 from mlops_assets.lifecycle.checks import partitioned_check
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
@@ -97,6 +98,7 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
                 scratch=scratch,
                 deep=config.deep,
             )
+            forget.delete_bytes(engine, store.open(), system, context.partition_key)
             quarantined = _quarantined_objects(engine, system, context.partition_key)
         return dg.MaterializeResult(
             metadata={
@@ -107,6 +109,7 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
                 "dagster/uri": store.open().uri(manifest.key),
                 "dagster/row_count": len(manifest.entries),
                 "bytes": manifest.size,
+                **({"deleted_on_request": len(manifest.forgotten)} if manifest.forgotten else {}),
                 "objects": table([{"key": e.key, "bytes": e.size, "sha256": e.sha256[:12]} for e in manifest.entries[:SHOWN]]),
                 "quarantined_objects": len(quarantined),
                 **({"quarantine": table(quarantined[:SHOWN])} if quarantined else {}),

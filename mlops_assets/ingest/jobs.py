@@ -1,7 +1,8 @@
-"""Jobs over the ledger of comments, with what starts them: `<system>_cut` (a later dataset version) and `<system>_score_comments` (the
-order of the review queue).
+"""Jobs over what users gave, with what starts them: `<system>_cut` (a later dataset version, of labelled comments or of drawings) and
+`<system>_score_comments` (the order of the review queue).
 
-Belongs here: these shells. Does not belong here: when a cut is due and what it holds (`cuts.py`), which comments are scored (`scores.py`).
+Belongs here: these shells. Does not belong here: when a cut is due and what it holds (`cuts.py`, `drawn.py`), which comments are scored
+(`scores.py`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from mlops_assets.ingest import cuts
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import CutsSection, ReviewSection, Settings
+from mlops_assets.settings import CutsSection, DrawingsSection, ReviewSection, Settings
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
@@ -26,7 +27,7 @@ PAUSE = timedelta(minutes=10)
 
 
 class CutConfig(dg.Config):
-    asked: bool = Field(default=False, description="Cut now, however few comments have a new label, and while comments still arrive.")
+    asked: bool = Field(default=False, description="Cut now, however little is new, and while comments still arrive.")
 
 
 def cut_definitions(system: str, section: CutsSection, settings: Settings) -> dg.Definitions:
@@ -86,6 +87,49 @@ def cut_definitions(system: str, section: CutsSection, settings: Settings) -> dg
             )
         )
     return dg.Definitions(jobs=[cut_job], sensors=[cut_sensor], schedules=schedules)
+
+
+def drawn_definitions(system: "ModelSystem", section: DrawingsSection, open_platform: "Callable[[], Platform]") -> dg.Definitions:
+    """The job that cuts a version of drawings and lands it, and the sensor that starts it when one is due or was not landed to its end."""
+
+    @dg.op(name=f"{system.name}_cut_op")
+    def cut_op(context: dg.OpExecutionContext, config: CutConfig) -> None:
+        from mlops_assets.ingest import drawn
+
+        platform = open_platform()
+        with scratch_folder(platform.settings) as scratch:
+            done = drawn.run(platform, system, section, scratch, asked=config.asked)
+        context.log.info(f"landed {', '.join(done.landed) or 'nothing'}: {done.why}")
+
+    @dg.job(
+        name=f"{system.name}_cut",
+        description="Cut drawings that users gave and the champion does not find absurd into a dataset version, and land it.",
+        tags={"mlops/system": system.name},
+    )
+    def cut_job() -> None:
+        cut_op()
+
+    @dg.sensor(
+        name=f"{system.name}_cuts",
+        job_name=cut_job.name,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Starts {system.name}_cut when {section.min_new} drawings of {section.min_writers} users are new.",
+    )
+    def cut_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        from mlops_assets.ingest import drawn
+
+        if busy := _busy(context.instance, cut_job.name):
+            return dg.SensorResult(skip_reason=busy)
+        with open_platform().engine.connect() as connection:
+            waiting = drawn.unfinished(connection, system.name)
+            decided = drawn.due(drawn.look(connection, system.name), section)
+        if waiting or decided.cut:
+            why = f"{waiting[0].version} is not landed yet" if waiting else decided.why
+            return dg.SensorResult(run_requests=[dg.RunRequest(tags={"mlops/why": why})])
+        return dg.SensorResult(skip_reason=decided.why)
+
+    return dg.Definitions(jobs=[cut_job], sensors=[cut_sensor])
 
 
 def score_definitions(system: "ModelSystem", section: ReviewSection, open_platform: "Callable[[], Platform]") -> dg.Definitions:

@@ -71,7 +71,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a frozen version: its own entries and its parent's, by key."""
+    """The content of a frozen version: its own entries and its parent's, by key.
+
+    Attributes:
+        sha256: over all entries as they were frozen, those that were deleted since included.
+        forgotten: entries whose bytes were deleted on request; they are not among `entries`.
+    """
 
     system: str
     version: str
@@ -79,6 +84,7 @@ class Manifest:
     sha256: str
     key: str
     entries: Sequence[Entry]
+    forgotten: Sequence[Entry] = ()
 
     @property
     def size(self) -> int:
@@ -129,7 +135,7 @@ def read_manifest(engine: Engine, store: ObjectStore, system: str, version: str)
         raise DatasetError(
             f"{system} {version} is {row.state}, it has no manifest yet. " + ("" if row.state == "refused" else _NOT_FROZEN[row.state])
         )
-    return _load_manifest(store, system, version, row)
+    return _load_manifest(engine, store, system, version, row)
 
 
 _NOT_FROZEN: Final = {
@@ -158,7 +164,7 @@ def _version_row(engine: Engine, system: str, version: str) -> Any:
     return row
 
 
-def _load_manifest(store: ObjectStore, system: str, version: str, row: Any) -> Manifest:
+def _load_manifest(engine: Engine, store: ObjectStore, system: str, version: str, row: Any) -> Manifest:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,11 +183,30 @@ def _load_manifest(store: ObjectStore, system: str, version: str, row: Any) -> M
             f"the manifest of {system} {version} has the digest {found[:12]}, {str(row.manifest_sha256)[:12]} was frozen: "
             f"{store.uri(row.manifest_key)} was changed, restore it from a backup"
         )
-    return Manifest(system, version, row.parent, found, row.manifest_key, entries)
+    gone = _forgotten_keys(engine, system, entries)
+    present, forgotten = ([entry for entry in entries if (entry.key in gone) is deleted] for deleted in (False, True))
+    return Manifest(system, version, row.parent, found, row.manifest_key, present, forgotten)
+
+
+def _has_forgotten(engine: Engine, system: str) -> bool:
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT EXISTS (SELECT FROM forgotten_object WHERE system = :s)"), {"s": system})
+        return bool(found.scalar_one())
+
+
+def _forgotten_keys(engine: Engine, system: str, entries: Iterable[Entry]) -> set[str]:
+    """Keys of files that were deleted on request, in the versions that the entries come from."""
+    from sqlalchemy import text
+
+    sql = text("SELECT key FROM forgotten_object WHERE system = :s AND version = ANY(:v)")
+    with engine.connect() as connection:
+        return set(connection.execute(sql, {"s": system, "v": list({entry.from_version for entry in entries})}).scalars())
 
 
 def verify(store: ObjectStore, manifest: Manifest, *, deep: bool = True) -> None:
-    """Every object of the manifest is there with its size; `deep`: and with its digest.
+    """Every object of the manifest is there with its size; `deep`: and with its digest. What was deleted on request is not missed.
 
     Raises:
         DatasetError: naming the first that is not.
@@ -256,7 +281,7 @@ def freeze(
     """
     row = _version_row(engine, system, version)
     if row.manifest_sha256 is not None:
-        manifest = _load_manifest(store, system, version, row)
+        manifest = _load_manifest(engine, store, system, version, row)
         verify(store, manifest, deep=deep)
         return manifest
     if row.state == "refused":
@@ -432,6 +457,16 @@ def _commit(engine: Engine, system: str, version: str, judged: Sequence[_Judged]
 # --- the split ledger -----------------------------------------------------------------------------------------------------------
 
 
+def known_splits(connection: Connection, system: str, keys: Iterable[bytes]) -> dict[bytes, str]:
+    """Key (SHA-256) -> split of those groups that have one already."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text("SELECT group_sha256, split FROM split_ledger WHERE system = :s AND group_sha256 = ANY(:k)"), {"s": system, "k": list(keys)}
+    )
+    return {bytes(key): str(split) for key, split in rows}
+
+
 def assign_splits(connection: Connection, system: str, version: str, groups: Iterable[tuple[bytes, str]]) -> dict[bytes, str]:
     """Claim a split for each group and return the split each one has: its first claim's, whatever version made it.
 
@@ -485,6 +520,7 @@ class PublishedTable:
         sha256: over the parts' digests: the table's data version.
         rules: digest of the code and configuration that made it.
         body: what else is worth keeping of its making (counts).
+        forgotten: how many of the manifest's files had been deleted on request when it was made.
     """
 
     system: str
@@ -494,6 +530,7 @@ class PublishedTable:
     rules: str
     parts: Sequence[Part]
     body: Mapping[str, Any]
+    forgotten: int = 0
 
     @property
     def sha256(self) -> str:
@@ -532,6 +569,7 @@ def publish_table(store: ObjectStore, table: PublishedTable) -> None:
         "rules": table.rules,
         "parts": [[part.name, part.size, part.sha256] for part in table.parts],
         "body": dict(table.body),
+        "forgotten": table.forgotten,
     }
     store.put(f"{table.prefix}/{TABLE_FILE}", canonical(body).encode())
     named = {f"{table.prefix}/{name}" for name in (TABLE_FILE, *(part.name for part in table.parts))}
@@ -547,7 +585,8 @@ def find_table(store: ObjectStore, system: str, version: str, manifest_sha256: s
     except FileNotFoundError:
         return None
     parts = [Part(*part) for part in content["parts"]]
-    return PublishedTable(system, version, manifest_sha256, content["rows"], content["rules"], parts, content["body"])
+    rows, rules, body = content["rows"], content["rules"], content["body"]
+    return PublishedTable(system, version, manifest_sha256, rows, rules, parts, body, content.get("forgotten", 0))
 
 
 def load_table(store: ObjectStore, engine: Engine, system: str, version: str, folder: Path) -> CleanedTable:
@@ -564,7 +603,12 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
     table = find_table(store, system, version, row.manifest_sha256)
     if table is None:
         raise DatasetError(f"{system} {version} is not cleaned yet: materialize `{system}/cleaned` for it first")
-    found = CleanedTable(system, version, table.manifest_sha256, folder, table.rows)
+    forgotten = len(read_manifest(engine, store, system, version).forgotten) if _has_forgotten(engine, system) else 0
+    if table.forgotten != forgotten:
+        raise DatasetError(
+            f"files of {system} {version} were deleted on request while it was cleaned: materialize `{system}/cleaned` again"
+        )
+    found = CleanedTable(system, version, table.manifest_sha256, folder, table.rows, forgotten)
     if folder.is_dir() and all((folder / p.name).is_file() and sha256_file(folder / p.name) == p.sha256 for p in table.parts):
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)

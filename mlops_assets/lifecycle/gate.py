@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -21,15 +21,21 @@ SENTENCE_KO = {
 }
 
 
+#: A fall of exactly what is allowed is allowed, whatever floats make of the difference.
+ROUNDING = 1e-9
+
+
 @dataclass(frozen=True)
 class Policy:
-    """The rules, from configs/. `thresholds`: metric -> the least (for a loss: the most) that may be registered."""
+    """The rules, from configs/. `thresholds`: metric -> the least (for a loss: the most) that may be registered; `max_fall`: metric -> how
+    much worse than the champion on the same rows it may be."""
 
     thresholds: Mapping[str, float]
     metric: str
     min_improvement: float = 0.0
     max_report_age: timedelta = timedelta(days=7)
     auto_promote: bool = True
+    max_fall: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
             sign = ">" if metric in LESS_IS_BETTER else "<"
             shown = beside if metric == policy.metric else ""
             return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")
+    fallen = _fallen(report, champion, policy)
+    if fallen is not None:
+        return fallen
     return _against_champion(report, champion, policy, subject)
 
 
@@ -102,7 +111,7 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
         return Verdict("refused", "empty_holdout", "the report was measured on 0 rows")
     if not policy.thresholds:
         return Verdict("refused", "no_threshold", "register_threshold names no metric")
-    for metric in {*policy.thresholds, policy.metric}:
+    for metric in sorted({*policy.thresholds, policy.metric, *policy.max_fall}):
         value = report.metrics.get(metric)
         if value is None:
             return Verdict(
@@ -111,6 +120,27 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
         if not math.isfinite(value):
             return Verdict("refused", "not_a_number", f"{label(metric)} is {value}, not a number")
     return None
+
+
+def _fallen(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
+    """The refusal of what is better than the champion on the whole and worse where it may not be; of several, the largest fall's.
+
+    Only a comparison with the champion in place counts; without one nothing is promoted anyway (`champion_changed`).
+    """
+    theirs = report.champion
+    if champion is None or theirs is None or theirs.bundle_sha256 != champion.bundle_sha256:
+        return None
+    falls = []
+    for metric, allowed in policy.max_fall.items():
+        before, now = theirs.metrics.get(metric, math.nan), report.metrics[metric]
+        fall = -better(metric, now, before)
+        if not fall <= allowed + ROUNDING and math.isfinite(before):
+            sign = "+" if metric in LESS_IS_BETTER else "-"
+            sentence = (
+                f"{label(metric)} {now:.4f}, {sign}{fall:.4f} against the champion's {before:.4f}; it may change by {allowed:g} at most"
+            )
+            falls.append((fall - allowed, sentence))
+    return Verdict("refused", "worse_than_champion", max(falls)[1]) if falls else None
 
 
 def _against_champion(report: Report, champion: ChampionScore | None, policy: Policy, subject: Subject) -> Verdict:
@@ -134,9 +164,11 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
     compared = report.champion
     if compared is None or compared.bundle_sha256 != champion.bundle_sha256:
         return registered("champion_changed", f"not compared with the champion in place now (v{champion.version}): evaluate again")
-    theirs = compared.metrics.get(policy.metric, math.nan)
-    if not math.isfinite(theirs):
-        return registered("champion_unmeasured", f"the champion's {label(policy.metric)} is {theirs}")
+    for metric in (policy.metric, *policy.max_fall):
+        theirs = compared.metrics.get(metric, math.nan)
+        if not math.isfinite(theirs):
+            return registered("champion_unmeasured", f"the champion's {label(metric)} is {theirs}")
+    theirs = compared.metrics[policy.metric]
     against = f"champion {theirs:.3f}" + (f", p {compared.p_value:.2g}" if compared.p_value is not None else "")
     if better(policy.metric, value, theirs) <= policy.min_improvement:
         return registered("not_better", f"not better than the champion by more than {policy.min_improvement:g} ({against})")

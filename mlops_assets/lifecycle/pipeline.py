@@ -137,6 +137,7 @@ def context_of(
         "seed": seed,
         "code": code_version(system, variant),
         **({"parent": parent.bundle_sha256} if parent else {}),
+        **({"forgotten": table.forgotten} if table.forgotten else {}),  # no checkpoint from before a deletion is resumed
     }
     fingerprint = hashlib.sha256(canonical(identity).encode()).hexdigest()
     workdir = workdir_of(settings, fingerprint)

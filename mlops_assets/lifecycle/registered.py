@@ -5,12 +5,14 @@ Belongs here: from a version's name to its predictor, and what the systems' pred
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
 from mlops_assets.lifecycle import bundle, promotion
 from mlops_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlops_assets.serving.images import ImagePredictor
     from mlops_assets.serving.text import TextPredictor
 
 Version = int | Literal["champion", "candidate"]
@@ -23,7 +25,7 @@ class NoModel(LookupError):
 class Registered(NamedTuple):
     version: int
     bundle_sha256: str
-    predictor: TextPredictor
+    predictor: TextPredictor | ImagePredictor
 
 
 def load_registered(system: str, version: Version, settings: Settings | None = None) -> Registered:
@@ -34,6 +36,7 @@ def load_registered(system: str, version: Version, settings: Settings | None = N
         BadSignature, BadBundle: what the ledger or the store holds is not what was registered.
     """
     from mlops_assets.lifecycle.pipeline import connect
+    from mlops_assets.serving.images import KIND, load_image_predictor
     from mlops_assets.serving.text import load_text_predictor
 
     settings = settings or load_settings()
@@ -49,11 +52,13 @@ def load_registered(system: str, version: Version, settings: Settings | None = N
         raise NoModel(f"{system} has no {named}: `mlops history {system}` shows what there is")
     promotion.verify_receipt(receipt, settings.public_keys_path)
     folder = bundle.fetch(platform.store, receipt.bundle_sha256, receipt.files, settings.home / "bundles")
-    return Registered(receipt.version, receipt.bundle_sha256, load_text_predictor(folder, settings.threads))
+    kind = json.loads((folder / "bundle.json").read_text(encoding="utf-8")).get("kind")
+    predictor = load_image_predictor(folder, settings.threads) if kind == KIND else load_text_predictor(folder, settings.threads)
+    return Registered(receipt.version, receipt.bundle_sha256, predictor)
 
 
 class RegisteredPredictor:
-    """Predicts texts with a registered, verified bundle of `system`.
+    """Predicts texts (or, of a system of pictures, encoded pictures) with a registered, verified bundle of `system`.
 
     Args:
         version: a registered version's number, `champion` (the model in production, the default) or `candidate` (the staged one).
@@ -70,14 +75,15 @@ class RegisteredPredictor:
         self.version, self.bundle_sha256, self._predictor = load_registered(self.system, version, settings)
 
     @overload
-    def predict(self, text: str, return_probs: bool = True) -> dict[str, Any]: ...
+    def predict(self, text: str | bytes, return_probs: bool = True) -> dict[str, Any]: ...
 
     @overload
-    def predict(self, text: list[str], return_probs: bool = True) -> list[dict[str, Any]]: ...
+    def predict(self, text: list[str] | list[bytes], return_probs: bool = True) -> list[dict[str, Any]]: ...
 
-    def predict(self, text: str | list[str], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
-        """The server's own answer: one dict for one text, a list for a list."""
-        answers = self._predictor.predict([text] if isinstance(text, str) else text)
+    def predict(self, text: str | bytes | list[str] | list[bytes], return_probs: bool = True) -> dict[str, Any] | list[dict[str, Any]]:
+        """The server's own answer: one dict for one input, a list for a list."""
+        inputs: list[Any] = [text] if isinstance(text, str | bytes) else list(text)
+        answers = self._predictor.predict(inputs)
         if not return_probs:
             answers = [{name: value for name, value in answer.items() if name != "probs"} for answer in answers]
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if isinstance(text, str | bytes) else answers

@@ -50,6 +50,7 @@ def policy_of(config: SystemConfig) -> Policy:
         min_improvement=config.promotion.min_improvement,
         max_report_age=timedelta(hours=config.promotion.max_report_age_hours),
         auto_promote=config.promotion.mode == "auto",
+        max_fall={name.lower(): value for name, value in config.promotion.max_fall.items()},
     )
 
 
@@ -304,6 +305,7 @@ class Registrar:
             "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
             "rows": report.rows,
             "thresholds": dict(self.policy.thresholds),
+            **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),
             "champion": {"version": champion.version, "bundle_sha256": champion.bundle_sha256} if champion else None,
             "code_version": attempt.code_version,
             "git_commit": attempt.git_commit,

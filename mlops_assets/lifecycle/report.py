@@ -18,7 +18,9 @@ from mlops_assets.settings import canonical
 #: What every classifier reports, and people choose a model by.
 METRICS = ("loss", "accuracy", "f1", "recall", "precision")
 #: Metrics of which less is better; of all others more is.
-LESS_IS_BETTER = frozenset({"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects"})
+LESS_IS_BETTER = frozenset(
+    {"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects", "asked", "codes_asked", "canary_changed"}
+)
 
 
 class UnknownMetric(ValueError):

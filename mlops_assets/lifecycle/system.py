@@ -24,6 +24,7 @@ class CleanedTable:
     """The cleaned rows of one dataset version.
 
     `folder` holds Parquet files (downloaded from the store, read only); every row has a `split` of train, validation or holdout.
+    `forgotten`: files of the version that had been deleted on request when it was made; other rows then, under the same manifest.
     """
 
     system: str
@@ -31,6 +32,7 @@ class CleanedTable:
     manifest_sha256: str
     folder: Path
     rows: int
+    forgotten: int = 0
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,20 @@ def _objects(connection: Connection, store: ObjectStore, system: str, version: s
     from sqlalchemy import text
 
     rows = connection.execute(
-        text("SELECT key, size, sha256 FROM landing_object WHERE system = :s AND version = :v AND state = 'accepted' ORDER BY key"),
+        text(
+            "SELECT l.key, l.size, l.sha256, f.at AS forgotten_at FROM landing_object l LEFT JOIN forgotten_object f USING (system, key) "
+            "WHERE l.system = :s AND l.version = :v AND l.state = 'accepted' ORDER BY l.key"
+        ),
         {"s": system, "v": version},
     )
     found = []
     for row in rows:
+        one = {"key": row.key, "size": row.size, "sha256": row.sha256}
         frozen = f"objects/sha256/{row.sha256[:2]}/{row.sha256}"
+        if row.forgotten_at is not None:
+            found.append(one | {"deleted_on_request": row.forgotten_at.isoformat()})
+            continue
         if not store.exists(frozen):
             problems.append(f"the frozen bytes of {row.key} are gone")
-        found.append({"key": row.key, "size": row.size, "sha256": row.sha256, "frozen": store.uri(frozen)})
+        found.append(one | {"frozen": store.uri(frozen)})
     return found

@@ -19,6 +19,8 @@ from mlops_assets.serving.batching import Batcher
 from mlops_assets.serving.loading import LOAD_SECONDS
 from mlops_assets.serving.metrics import ServerMetrics
 from mlops_assets.serving.models import Follower
+from mlops_assets.serving.otp import Otp
+from mlops_assets.store import ObjectStore
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,6 +46,7 @@ class Server:
         self._engine_lock = threading.Lock()
         self.batcher = Batcher(settings.threads, on_round=self.metrics.round)
         self.answers = AnswerLog(self.engine, settings.home / "serving" / channel / "answers.jsonl", on_lost=self.metrics.lost)
+        self.otp = Otp(settings, self.engine, lambda: ObjectStore.of(settings), self.metrics)
         self.follower = Follower(
             settings,
             channel,

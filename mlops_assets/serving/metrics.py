@@ -36,6 +36,14 @@ class ServerMetrics:
         self._ledger = Gauge("mlops_ledger_connected", "1 while the promotion ledger can be read", registry=registry)
         self._feedback = Counter("mlops_feedback", "Truths about answers", ["system", "version", "correct"], registry=registry)
         self._live = Gauge("mlops_live_accuracy", "Right answers among the latest truths", ["system", "version"], registry=registry)
+        # One-time codes: figures of digits, never which ones.
+        version = ["version"]
+        self._confirmed = Counter("mlops_otp_digits_confirmed", "Digits that a model read and a user confirmed", version, registry=registry)
+        self._asked = Counter("mlops_otp_digits_asked_again", "Times that a digit was asked for again", version, registry=registry)
+        self._corrected = Counter("mlops_otp_digits_corrected", "Confirmed digits that were first read wrong", version, registry=registry)
+        self._held = Gauge("mlops_otp_drawings_held", "Drawings in memory, not verified yet", registry=registry)
+        self._stored = Counter("mlops_otp_drawings_stored", "Drawings kept as labelled data", registry=registry)
+        self._dropped = Counter("mlops_otp_drawings_dropped", "Drawings that were not kept", ["reason"], registry=registry)
         self._channel = channel
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -66,7 +74,20 @@ class ServerMetrics:
     def lost(self, rows: int) -> None:
         self._lost.inc(rows)
 
-    def gauges(self, waiting: int, spooled_bytes: int, ledger_connected: bool) -> None:
+    def digit(self, version: str, asked_again: int, corrected: bool | None) -> None:
+        """One digit of a confirmed code. `version`: of the model, from a bounded set."""
+        self._confirmed.labels(version).inc()
+        self._asked.labels(version).inc(asked_again)
+        self._corrected.labels(version).inc(corrected is True)
+
+    def drawings_stored(self, count: int) -> None:
+        self._stored.inc(count)
+
+    def drawings_dropped(self, reason: str, count: int) -> None:
+        self._dropped.labels(reason).inc(count)
+
+    def gauges(self, waiting: int, spooled_bytes: int, ledger_connected: bool, drawings_held: int) -> None:
+        self._held.set(drawings_held)
         self._waiting.set(waiting)
         self._spool.set(spooled_bytes)
         self._ledger.set(int(ledger_connected))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.ingest import queue
 from mlops_assets.serving.errors import ApiError
-from mlops_assets.settings import load_review
+from mlops_assets.settings import ReviewSection, load_section
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -65,7 +65,7 @@ class Review:
     def __init__(self, connect: Callable[[], Engine], system: str, labels: Sequence[str], configs: Path) -> None:
         self._connect = connect
         self.system = system
-        self.section = load_review(system, configs)
+        self.section = load_section(ReviewSection, system, "review", configs)
         self.choices = [*labels, *(name for name in self.section.exclusive if name not in labels)]
 
     def take(self, reviewer: object) -> dict[str, Any]:

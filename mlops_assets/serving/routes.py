@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -29,11 +30,14 @@ from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
 from mlops_assets.serving.feedback import Given, find, give
-from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count
+from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count, segments
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
+from mlops_assets.serving.otp import CONFIRM_FIX, MAX_BODY_BYTES, MAX_CALL_BYTES, SYSTEM, VERIFIED_FIX
+from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
+from mlops_assets.strokes import MOST_DIGITS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +75,14 @@ _PREDICT_DOC = {
         },
     },
     "parameters": [
-        {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"}
+        {"name": "version", "in": "query", "required": False, "schema": {"type": "integer"}, "description": "a registered version by name"},
+        {
+            "name": "length",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1, "maximum": MOST_DIGITS},
+            "description": "of models that read strokes: the one picture is a whole code of so many digits; one prediction for each",
+        },
     ],
 }
 
@@ -146,13 +157,17 @@ class Routes:
         try:
             inputs = await _request_inputs(request, model.predictor)
             model.predictor.check(inputs)
+            if (length := request.query_params.get("length")) is not None:
+                inputs = await asyncio.to_thread(segments, model.predictor, inputs, int(length) if _VERSION.fullmatch(length) else 0)
             predictions = await self.server.batcher.predict(model.predictor, inputs)
         except BadInput as error:
             raise errors.of_input(error) from None
         except Overloaded as error:
             raise errors.of_overload(error) from None
         now = datetime.now(UTC).isoformat()
-        said = json.dumps([one["label"] for one in predictions], ensure_ascii=False)
+        # Of a model that reads secrets only the bundle is recorded: what it said, in order and with its time, would be the secret.
+        secret = getattr(model.predictor, "secret_answers", False)
+        said = None if secret else json.dumps([one["label"] for one in predictions], ensure_ascii=False)
         self.server.answers.record(Answer(state["request_id"], system, model.version, model.bundle_sha256, len(inputs), now, said))
         self.server.metrics.answered(system, model.version, len(inputs))
         return _json(
@@ -246,6 +261,23 @@ class Routes:
     async def review_stats(self, system: str) -> Response:
         return _json(await self._ask(self._review(system).stats))
 
+    async def otp_confirmation(self, request: Request) -> Response:
+        content = _object(await _body(request, MAX_BODY_BYTES), CONFIRM_FIX, "session")
+        return _json(await self._ask(self.server.otp.confirm, content, self._is_loaded), 202)
+
+    def _is_loaded(self, version: str) -> bool:
+        """Figures are counted by the versions that are loaded: clients must not be able to invent time series."""
+        host = self.server.follower.host(SYSTEM)
+        return host is not None and bool(_VERSION.fullmatch(version)) and host.loaded(int(version)) is not None
+
+    async def otp_verified(self, request: Request) -> Response:
+        content = _object(await _body(request, MAX_CALL_BYTES), VERIFIED_FIX, "session")
+        return _json(await self._ask(self.server.otp.verified, content))
+
+    async def otp_forget(self, user: str, request: Request) -> Response:
+        signed = (request.headers.get(name) or "" for name in ("x-otp-time", "x-otp-mac"))
+        return _json(await self._ask(self.server.otp.forget, user, *signed))
+
     def _review(self, system: str) -> Review:
         self.require_known(system)
         host = self.server.follower.host(system)
@@ -259,9 +291,9 @@ class Routes:
         except ApiError:
             raise
         except Exception as error:  # the driver's own types
-            log.warning("review: %s", error)
+            log.warning("%s: %s", work.__qualname__, _first_line(error))
             korean, fix = "데이터베이스에 연결할 수 없습니다.", "Nothing was stored. Try again when the database is back."
-            raise ApiError(503, "ledger_away", "the review queue cannot be reached now", korean, fix) from None
+            raise ApiError(503, "ledger_away", "the database cannot be reached now", korean, fix) from None
 
     def _authorize(self, request: Request) -> None:
         token = self.server.settings.api_token
@@ -296,6 +328,11 @@ class Routes:
         }
         shown = {name: url for name, url in links.items() if url and url.startswith("http")}
         return _page("index.html", {"channel": self.server.channel, "links": shown})
+
+
+def _first_line(error: Exception) -> str:
+    """Without what was to be stored, which SQLAlchemy quotes below it."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _page(name: str, data: dict[str, Any]) -> str:
@@ -355,6 +392,26 @@ def build(server: Server) -> FastAPI:
     async def review_page(system: str) -> HTMLResponse:
         return HTMLResponse(routes.review_page(system), headers=PAGE_HEADERS)
 
+    @app.get("/otp", response_class=HTMLResponse)
+    async def one_time_code(request: Request) -> HTMLResponse:
+        asked, accepted = dict(request.query_params), request.headers.get("accept-language", "")
+        page = otp_page(server.settings.otp_secret, asked, accepted)
+        return HTMLResponse(page.html, page.status, page.headers)
+
+    app.mount("/otp/files", StaticFiles(directory=FILES))
+
+    @app.post("/otp/confirmation", response_class=Response)
+    async def otp_confirmation(request: Request) -> Response:
+        return await routes.otp_confirmation(request)
+
+    @app.post("/otp/verified", response_class=Response)
+    async def otp_verified(request: Request) -> Response:
+        return await routes.otp_verified(request)
+
+    @app.delete("/otp/users/{user:path}", response_class=Response)
+    async def otp_forget(user: str, request: Request) -> Response:
+        return await routes.otp_forget(user, request)
+
     @app.get("/livez", response_class=Response)
     async def live() -> Response:
         return _json({"live": True})
@@ -365,7 +422,9 @@ def build(server: Server) -> FastAPI:
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        server.metrics.gauges(server.batcher.waiting, server.answers.spooled_bytes, server.follower.away_since is None)
+        server.metrics.gauges(
+            server.batcher.waiting, server.answers.spooled_bytes, server.follower.away_since is None, server.otp.holding.drawings
+        )
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
     page = routes.page()

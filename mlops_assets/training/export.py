@@ -6,10 +6,11 @@ Belongs here: writing bundles and checking that the written file answers as the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,11 @@ def _export_with_torch(model: nn.Module, target: Path, vocabulary: int) -> None:
     _to_onnx(Logits().eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, target, shape)
 
 
-def export_image_model(model: nn.Module, target: Path, *, size: int, threads: int = 1) -> None:
-    """Write `model` (`image.classifier`) as ONNX: `images` uint8 [batch, size, size, 3] -> `logits` float32 [batch, classes].
+def export_image_model(model: nn.Module, target: Path, *, size: int, channels: int | None = 3, threads: int = 1) -> None:
+    """Write `model` (such as `image.classifier`) as ONNX: `images` uint8 [batch, size, size, channels] -> `logits` float32 [batch, labels].
+
+    Args:
+        channels: None: of grey pictures, which have no such axis.
 
     Raises:
         ExportDiffers: a logit is off by more than MAX_LOGIT_DIFFERENCE on random images.
@@ -144,7 +148,8 @@ def export_image_model(model: nn.Module, target: Path, *, size: int, threads: in
         """Of a few large patches, as photos are: fine noise averages away and would tell nothing."""
         coarse = random.integers(0, 256, (rows, 4, 4, 3), dtype=np.uint8)
         step = -(-size // 4)
-        return coarse.repeat(step, axis=1).repeat(step, axis=2)[:, :size, :size]
+        shown = coarse.repeat(step, axis=1).repeat(step, axis=2)[:, :size, :size]
+        return shown[..., 0].copy() if channels is None else shown[..., :channels]
 
     _to_onnx(Logits().eval(), {"images": torch.from_numpy(images(2))}, target, {0: torch.export.Dim("batch")})
     running = session(target, threads)
@@ -157,7 +162,6 @@ def export_image_model(model: nn.Module, target: Path, *, size: int, threads: in
 
 def _to_onnx(model: nn.Module, inputs: Mapping[str, Any], target: Path, shape: Mapping[int, Any]) -> None:
     """torch's own export into one file; `shape` names the axes that vary, the same of every input."""
-    import contextlib
     import io
     import warnings
 
@@ -303,10 +307,7 @@ def quantize(source: Path, target: Path) -> None:
 
     graph = onnx.load(str(source)).graph
     last = next(node for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it advises a preprocessing that our graph has no use for
-    try:
+    with _quiet():
         quantize_dynamic(
             str(source),
             str(target),
@@ -317,6 +318,46 @@ def quantize(source: Path, target: Path) -> None:
             nodes_to_exclude=[last.name],
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
+
+
+def convolutions_to_int8(images: np.ndarray) -> Callable[[Path, Path], None]:
+    """A `quantize` for networks of convolutions: weights int8 per channel, activations uint8 in the ranges that they have on `images`
+    (uint8, as the model takes them). 7 bits of the weights, for the reason that `quantize` has."""
+
+    def quantized(source: Path, target: Path) -> None:
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        class Batches(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.left = iter([{"images": images[start : start + 64]} for start in range(0, len(images), 64)])
+
+            def get_next(self) -> Any:
+                return next(self.left, None)
+
+        with _quiet():
+            quantize_static(
+                str(source),
+                str(target),
+                Batches(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+
+    return quantized
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizers advise a preprocessing that our graphs have no use for."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         root.setLevel(level)
 
@@ -341,18 +382,23 @@ def int8_quality_of_labels(fp32: np.ndarray, int8: np.ndarray, truth: np.ndarray
 
 
 def to_int8(
-    folder: Path, fp32: np.ndarray, predict_logits: Callable[[], np.ndarray], judge: Callable[[np.ndarray], Int8Quality]
+    folder: Path,
+    fp32: np.ndarray,
+    predict_logits: Callable[[], np.ndarray],
+    judge: Callable[[np.ndarray], Int8Quality],
+    how: Callable[[Path, Path], None] | None = None,
 ) -> tuple[np.ndarray, str]:
     """Quantize the folder's `model.onnx` and keep that only when it answers as well; the logits and the precision that were kept.
 
     Args:
         predict_logits: what the bundle in `folder` answers now, on the judged rows; `fp32` is what it answered before.
+        how: (source, target) writes the quantized model; default: `quantize`.
     """
     target = folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
         original = Path(aside) / "fp32.onnx"
         target.rename(original)
-        quantize(original, target)
+        (how or quantize)(original, target)
         int8 = predict_logits()
         quality = judge(int8)
         log.info("int8: %.2f%% of %d labels equal, accuracy %+.4f", 100 * quality.equal_labels, quality.rows, -quality.accuracy_loss)

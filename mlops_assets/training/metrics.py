@@ -58,19 +58,22 @@ def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, f
         return dict.fromkeys(("loss", "accuracy", "precision", "recall", "f1", "ece"), math.nan)
     predicted = probabilities.argmax(axis=-1)
     counts = confusion(predicted, labels, probabilities.shape[1])
+    chosen = np.array([1]) if len(counts) == 2 else np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    return {
+        "loss": log_loss(probabilities, labels),
+        "accuracy": float((predicted == labels).mean()),
+        **{name: float(values[chosen].mean()) for name, values in per_class(counts).items()},
+        "ece": expected_calibration_error(probabilities, labels),
+    }
+
+
+def per_class(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """precision, recall and f1 of each class, from counts [true, predicted]; what is undefined is 0."""
     hits = np.diag(counts).astype(float)
     precision = np.divide(hits, counts.sum(axis=0), out=np.zeros_like(hits), where=counts.sum(axis=0) > 0)
     recall = np.divide(hits, counts.sum(axis=1), out=np.zeros_like(hits), where=counts.sum(axis=1) > 0)
     f1 = np.divide(2 * precision * recall, precision + recall, out=np.zeros_like(hits), where=precision + recall > 0)
-    chosen = np.array([1]) if len(hits) == 2 else np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    return {
-        "loss": log_loss(probabilities, labels),
-        "accuracy": float((predicted == labels).mean()),
-        "precision": float(precision[chosen].mean()),
-        "recall": float(recall[chosen].mean()),
-        "f1": float(f1[chosen].mean()),
-        "ece": expected_calibration_error(probabilities, labels),
-    }
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 def calibration_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:

@@ -85,15 +85,17 @@ def _png(figure: Figure) -> bytes:
 
 
 @_in_hangul
-def confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str = "Confusion matrix / 혼동 행렬") -> bytes:
-    """Counts [true, predicted], each with its share of the true class."""
+def confusion_matrix(
+    counts: np.ndarray, labels: Sequence[str], title: str = "Confusion matrix / 혼동 행렬", *, shares: bool = True
+) -> bytes:
+    """Counts [true, predicted], each with its share of the true class unless there are too many classes to read them."""
     figure, axes = _figure(title)
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        text = f"{counts[row, column]:,}\n{shares[row, column]:.1%}"
-        axes.text(column, row, text, ha="center", va="center", color=colour)
+        colour = "white" if share[row, column] > 0.5 else "black"
+        text = f"{counts[row, column]:,}" + (f"\n{share[row, column]:.1%}" if shares else "")
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=None if shares else 7)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted / 예측")

@@ -34,11 +34,6 @@ def page() -> Iterator[Page]:
         yield page
 
 
-def press(page: Page, key: str, code: str = "") -> None:
-    for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or key, text=key if len(key) == 1 and kind == "keyDown" else "")
-
-
 def labels(engine: Engine) -> list[list[str]]:
     with engine.connect() as connection:
         return list(connection.execute(text("SELECT labels FROM comment_label ORDER BY sequence")).scalars())
@@ -71,18 +66,18 @@ def test_a_person_reviews_by_keyboard_and_no_comment_becomes_html(
         assert page.run("[...document.querySelectorAll('#labels input')].map(box => box.value)") == ["부정", BAD_LABEL, "해당 없음"]
         assert page.run("document.querySelector('#text').children.length + document.querySelectorAll('img').length") == 0
         page.picture(tmp_path / "review.png")
-        press(page, "Enter")
+        page.press("Enter")
         page.sees("라벨을 하나 이상 고르세요")
-        press(page, "3", "Digit3")
-        press(page, "1", "Digit1")
+        page.press("3")
+        page.press("1")
         assert page.run("[...document.querySelectorAll(':checked')].map(box => box.value)") == ["부정"], "해당 없음 stands alone"
-        press(page, "Enter")
+        page.press("Enter")
         page.sees("[PHONE]로 주세요")
         assert labels(engine) == [["부정"]]
-        press(page, "s", "KeyS")
+        page.press("s")
         page.sees("마지막 댓글")
-        press(page, "2", "Digit2")
-        press(page, "Enter")
+        page.press("2")
+        page.press("Enter")
         page.sees("지금은 검수할 댓글이 없습니다")
         assert wait_for(lambda: labels(engine) == [["부정"], [BAD_LABEL]], "the second answer is stored")
         assert page.run("window.hurt") is None

@@ -105,3 +105,48 @@ def test_metric_names_as_people_write_them():
     assert [metric_name(name, known) for name in ("F1", "F1_Score", "Loss", "accuracy")] == ["f1", "f1", "loss", "accuracy"]
     with pytest.raises(UnknownMetric, match="choose one of accuracy, f1, loss"):
         metric_name("AUC", known)
+
+
+# --- what may not fall against the champion ---------------------------------------------------------------------------------------
+
+FALLS = replace(POLICY, max_fall={"accuracy": 0.01, "loss": 0.05})
+THEIRS = {"f1": 0.847, "accuracy": 0.86, "loss": 0.4}
+
+
+def against(theirs=THEIRS, policy=FALLS, bundle="c", **ours):
+    """The verdict on a report with those figures beside the champion's on the same rows."""
+    champion = replace(CHAMPION, metrics=theirs)
+    report = replace(REPORT, metrics=REPORT.metrics | ours, champion=replace(champion, bundle_sha256=bundle * 64))
+    return decide(report, champion, policy, SUBJECT)
+
+
+def test_control_a_better_model_that_falls_nowhere_is_promoted():
+    assert against().outcome == "promoted"
+    assert against(accuracy=0.85, loss=0.45).outcome == "promoted", "exactly as much as is allowed"
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ({"accuracy": 0.8499}, "Accuracy 0.8499, -0.0101 against the champion's 0.8600; it may change by 0.01 at most"),
+        ({"loss": 0.46}, "Loss 0.4600, +0.0600 against the champion's 0.4000; it may change by 0.05 at most"),
+        ({"loss": 0.46, "accuracy": 0.7}, "Accuracy 0.7000, -0.1600"),
+    ],
+)
+def test_what_is_better_on_the_whole_and_falls_where_it_may_not_is_refused(ours, said):
+    verdict = against(**ours)
+    assert (verdict.outcome, verdict.code) == ("refused", "worse_than_champion") and said in verdict.sentence
+    assert against(policy=POLICY, **ours).outcome == "promoted", "a control: without the rule it passes"
+
+
+def test_a_figure_that_may_not_fall_must_be_measured_on_both_sides():
+    assert against(policy=replace(FALLS, max_fall={"recall": 0.1})).code == "missing_metric"
+    assert against(accuracy=math.nan).code == "not_a_number"
+    unknown = against(theirs={"f1": 0.847, "loss": 0.4})
+    assert (unknown.outcome, unknown.code) == ("registered", "champion_unmeasured")
+
+
+def test_a_fall_counts_against_the_champion_in_place_only():
+    assert decide(REPORT, None, FALLS, SUBJECT).outcome == "promoted", "the first model falls nowhere"
+    other = against(bundle="d", accuracy=0.5)
+    assert (other.outcome, other.code) == ("registered", "champion_changed")

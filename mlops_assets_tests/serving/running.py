@@ -19,7 +19,7 @@ from mlops_assets import database
 from mlops_assets.lifecycle.promotion import Channel, Promotion
 from mlops_assets.serving.app import Server
 from mlops_assets.serving.routes import build
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, SystemConfig
 from mlops_assets_tests.factories import World, config_of
 from mlops_assets_tests.serving.bundles import make_bundle
 
@@ -42,14 +42,14 @@ def register(world: World, folder: Path, **bundle: Any) -> int:
     return register_folder(world, make_bundle(folder, **bundle))
 
 
-def register_folder(world: World, folder: Path) -> int:
-    found = world.registered("v1", folder=folder, config=MANUAL)
+def register_folder(world: World, folder: Path, config: SystemConfig = MANUAL) -> int:
+    found = world.registered("v1", folder=folder, config=config)
     assert found.receipt is not None, found.verdict
     return found.receipt.version
 
 
-def promote(world: World, version: int) -> Promotion:
-    return world.registrar(MANUAL).produce(version=version, reason="test")
+def promote(world: World, version: int, config: SystemConfig = MANUAL) -> Promotion:
+    return world.registrar(config).produce(version=version, reason="test")
 
 
 @dataclass

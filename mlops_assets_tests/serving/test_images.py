@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,39 @@ def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
         assert body["fix"]
         assert any("가" <= letter <= "힣" for letter in body["message_ko"])
     assert send(server, *[good] * MAX_IMAGES).status_code == 200  # the limit itself, after all that
+
+
+def test_only_models_of_strokes_read_codes(server: Running) -> None:
+    answer = server.client.post(f"/predict/{SYSTEM}", params={"length": 6}, files=[("files", ("a.png", png(1)))])
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "no_codes", "length")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"preprocessing": "magic"}, "this server knows resized and strokes"),
+        ({"preprocessing": "strokes", "image_size": 16}, "strokes are 28 pixels"),
+        ({"ask_below": 1.5}, "ask_below 1.5 is not between 0 and 1"),
+        ({"calibration": {"temperature": 0}}, "not a positive number"),
+        ({"image_size": 4}, "not between 8 and 2048"),
+    ],
+)
+def test_a_bundle_with_a_setting_that_cannot_be_is_not_loaded(tmp_path: Path, setting: dict[str, object], message: str) -> None:
+    make_image_bundle(tmp_path)
+    load_image_predictor(tmp_path, 1)
+    spec = json.loads((tmp_path / "bundle.json").read_text(encoding="utf-8"))
+    (tmp_path / "bundle.json").write_text(json.dumps(spec | setting), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_image_predictor(tmp_path, 1)
+
+
+def test_a_bundle_that_says_when_to_ask_says_who_is_sure(tmp_path: Path) -> None:
+    make_image_bundle(tmp_path)
+    assert "sure" not in load_image_predictor(tmp_path, 1).predict([png(0)])[0], "tires ask nobody"
+    spec = json.loads((tmp_path / "bundle.json").read_text(encoding="utf-8"))
+    (tmp_path / "bundle.json").write_text(json.dumps(spec | {"ask_below": 0.9}), encoding="utf-8")
+    answers = load_image_predictor(tmp_path, 1).predict([png(0), png(250)])
+    assert [answer["sure"] for answer in answers] == [False, True]
 
 
 def test_the_command_sends_files(

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 
-from mlops_assets.ingest import objects
+from mlops_assets.ingest import likeness, objects
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.dataset import NothingLeft
 from mlops_assets.resources.object_store import ObjectStoreResource
@@ -367,13 +367,15 @@ def test_a_version_that_extends_another_has_its_photos(version, clean, rows) -> 
 
 def test_the_hash_knows_a_photo_after_harmless_changes_only() -> None:
     def distance(one: bytes, other: bytes) -> int:
-        bits = [data.difference_hash(Image.open(io.BytesIO(content))) for content in (one, other)]
+        bits = [likeness.difference_hash(Image.open(io.BytesIO(content))) for content in (one, other)]
         return int(np.bitwise_count(bits[0] ^ bits[1]).sum())
 
     for n in range(20):
         assert distance(photo(n), brighter(photo(n), 30, 60)) <= SECTION.near_duplicate_bits < 60 < distance(photo(n), photo(n + 100))
-    bits = np.stack([data.difference_hash(Image.open(io.BytesIO(photo(n % 150)))) for n in range(300)])
-    assert sorted(data.near_pairs(bits, SECTION.near_duplicate_bits)) == [(n, n + 150) for n in range(150)], "over the edges of blocks, too"
+    bits = np.stack([likeness.difference_hash(Image.open(io.BytesIO(photo(n % 150)))) for n in range(300)])
+    assert sorted(likeness.near_pairs(bits, SECTION.near_duplicate_bits)) == [(n, n + 150) for n in range(150)], (
+        "over the edges of blocks, too"
+    )
 
 
 # --- the table ------------------------------------------------------------------------------------------------------------------

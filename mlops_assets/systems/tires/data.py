@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
-from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine, torn, violations
+from mlops_assets.ingest import accounts, likeness
+from mlops_assets.ingest.accounts import Account
+from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
+from mlops_assets.ingest.rows import Rejected, Violation, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -31,8 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
-    from PIL import Image
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
     from mlops_assets.lifecycle.dataset import Entry, Manifest, PublishedTable
     from mlops_assets.store import ObjectStore
@@ -77,10 +79,6 @@ MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_BYTES: Final = 64 * 1024**2
 ROW_GROUP_BYTES: Final = 8 * 1024**2
 EXCERPT: Final = 200
-#: Cells per side of the perceptual hash: 256 bits.
-HASH_SIDE: Final = 16
-#: Hashes compared with all others at once: of 100,000 pictures, 100 MB.
-NEAR_BLOCK: Final = 128
 SHEET_PER_LABEL: Final = 16
 EXAMPLES: Final = 20
 
@@ -356,47 +354,7 @@ def _format_of(data: bytes) -> str:
     return next((name for start, name in magic if data.startswith(start)), "unknown")
 
 
-def difference_hash(picture: Image.Image) -> np.ndarray:
-    """256 bits (uint64 [4]): which of 16 x 16 cells are brighter than the one to their left. Size, quality and exposure barely matter."""
-    import numpy as np
-    from PIL import Image
-
-    cells = np.asarray(picture.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.int16)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).view(np.uint64)
-
-
-def near_pairs(bits: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
-    """Pairs (i < j) of rows of `bits` (uint64 [n, 4]) that differ in no more bits than `at_most`. Quadratic: a minute for 100,000."""
-    import numpy as np
-
-    for start in range(0, len(bits), NEAR_BLOCK):
-        block = bits[start : start + NEAR_BLOCK]
-        apart = np.zeros((len(block), len(bits) - start), dtype=np.uint16)
-        for word in range(bits.shape[1]):
-            apart += np.bitwise_count(block[:, word, None] ^ bits[None, start:, word])
-        for i, j in zip(*np.nonzero(apart <= at_most), strict=True):
-            if i < j:
-                yield start + int(i), start + int(j)
-
-
 # --- families and splits --------------------------------------------------------------------------------------------------------
-
-
-class _Union:
-    """Disjoint sets of the numbers 0..n-1."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def find(self, item: int) -> int:
-        while self.parent[item] != item:
-            self.parent[item] = self.parent[self.parent[item]]
-            item = self.parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        low, high = sorted((self.find(one), self.find(other)))
-        self.parent[high] = low
 
 
 def families(rows: Sequence[Row], pairs: Iterable[tuple[int, int]], section: DatasetSection) -> list[list[Row]]:
@@ -404,7 +362,7 @@ def families(rows: Sequence[Row], pairs: Iterable[tuple[int, int]], section: Dat
 
     A near duplicate moves with its like instead of being thrown away: nothing is lost, and nothing is measured on what was trained on.
     """
-    union = _Union(len(rows))
+    union = Union(len(rows))
     first: dict[bytes, int] = {}
     for number, row in enumerate(rows):
         for key in row.keys:
@@ -436,7 +394,7 @@ def assign(engine: Engine, manifest: Manifest, related: Sequence[Sequence[Row]],
     train stays, or else the one in validation: what is measured on was never trained on. Nothing moves, as the ledger never changes.
     """
     with engine.begin() as connection:
-        known = _remembered(connection, {key for family in related for row in family for key in row.keys})
+        known = dataset.known_splits(connection, SYSTEM, {key for family in related for row in family for key in row.keys})
         wanted: dict[bytes, str] = {}
         for family in related:
             before = {known[key] for row in family for key in row.keys if key in known}
@@ -469,15 +427,6 @@ def _by_hash(family: Sequence[Row], section: DatasetSection) -> str:
     if unit < section.holdout_fraction:
         return "holdout"
     return "validation" if unit < section.holdout_fraction + section.validation_fraction else "train"
-
-
-def _remembered(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, str]:
-    from sqlalchemy import text
-
-    rows = connection.execute(
-        text("SELECT group_sha256, split FROM split_ledger WHERE system = :s AND group_sha256 = ANY(:k)"), {"s": SYSTEM, "k": list(keys)}
-    )
-    return {bytes(key): str(split) for key, split in rows}
 
 
 # --- cleaning -------------------------------------------------------------------------------------------------------------------
@@ -533,10 +482,8 @@ def rules_digest(section: DatasetSection) -> str:
         "holdout_fraction",
         "validation_fraction",
     }
-    text = (
-        Path(__file__).read_bytes() + Path(images.__file__).read_bytes() + canonical(section.model_dump(mode="json", include=of)).encode()
-    )
-    return hashlib.sha256(text).hexdigest()
+    code = b"".join(Path(str(path)).read_bytes() for path in (__file__, images.__file__, likeness.__file__))
+    return hashlib.sha256(code + canonical(section.model_dump(mode="json", include=of)).encode()).hexdigest()
 
 
 def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scratch: Path, *, threads: int) -> Cleaned:
@@ -551,18 +498,18 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     """
     rules = rules_digest(section)
     before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
-    if before is not None and before.rules == rules and _is_complete(engine, store, before):
+    if before is not None and before.rules == rules and accounts.is_complete(engine, store, before):
         return _account(before, unchanged=True)
     scanned = scan(store, manifest, section)
     judged = _judge(engine, store, manifest, section, scanned, scratch / "pictures", threads)
-    _check_account(manifest, scanned, judged)
+    accounts.check_account(manifest, scanned, len(judged.rows))
     if problem := _nothing_left(judged, scanned):
-        _store_rows(engine, manifest, scanned, refusal=problem)
+        accounts.store_rows(engine, manifest, scanned, ROW_REASONS, FILE_REASONS, refusal=problem)
         raise dataset.NothingLeft(f"{manifest.system} {manifest.version} is refused: {problem}. Land the corrected data under a new name.")
     body = {
         "rows_in": len(scanned.rows),
         "files": scanned.files(),
-        "quarantined": dict(sorted(_quarantined(scanned).items())),
+        "quarantined": dict(sorted(accounts.quarantined(scanned.rows).items())),
         "splits": dict(sorted(Counter(judged.splits[row.sha256] for row in judged.rows).items())),
         "labels": dict(sorted(Counter(LABELS[row.label] for row in judged.rows if row.label is not None).items())),
         "refused_files": {name: what.code for name, (_, what) in sorted(scanned.refused.items())},
@@ -573,7 +520,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     parts = dataset.upload_parts(store, manifest, list(_write_shards(judged, scratch)))
     crash.reach("cleaned.after_parts")
     table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body)
-    _store_rows(engine, manifest, scanned, refusal=None)
+    accounts.store_rows(engine, manifest, scanned, ROW_REASONS, FILE_REASONS, refusal=None)
     crash.reach("cleaned.after_commit")
     dataset.publish_table(store, table)
     return _account(table)
@@ -608,32 +555,10 @@ def _judge(
     return _Judged(stay, pictures, splits, family, near, [[one.name, other.name] for one, other in across[:EXAMPLES]])
 
 
-def _quarantined(scanned: Scanned) -> Counter[str]:
-    return Counter(row.rejected.code for row in scanned.rows if row.rejected is not None)
-
-
 def _account(table: PublishedTable, *, unchanged: bool = False) -> Cleaned:
     body = table.body
     kept = ("rows_in", "quarantined", "splits", "labels", "refused_files", "near_duplicates", "alike")
     return Cleaned(table, accepted=table.rows, unchanged=unchanged, **{name: body[name] for name in kept})
-
-
-def _check_account(manifest: Manifest, scanned: Scanned, judged: _Judged) -> None:
-    """Every row stays or has a reason, and every file of the manifest is a picture's, an index, or refused."""
-    turned_away = sum(_quarantined(scanned).values())
-    files = sum(scanned.files().values())
-    if len(scanned.rows) != len(judged.rows) + turned_away or files != len(manifest.entries):
-        raise dataset.DatasetError(
-            f"{manifest.version}: {len(scanned.rows)} rows in, {len(judged.rows)} accepted and {turned_away} quarantined of "
-            f"{files} of {len(manifest.entries)} files do not add up: this is a defect of the cleaning, no table is written"
-        )
-
-
-def _is_complete(engine: Engine, store: ObjectStore, table: PublishedTable) -> bool:
-    """Both outputs are there: every part with its size, and the quarantined rows in the database."""
-    sizes = {info.key: info.size for info in store.list(table.prefix)}
-    there = all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
-    return there and quarantined_count(engine, SYSTEM, table.version) == sum(table.body["quarantined"].values())
 
 
 def _nothing_left(judged: _Judged, scanned: Scanned) -> str | None:
@@ -643,11 +568,9 @@ def _nothing_left(judged: _Judged, scanned: Scanned) -> str | None:
     missing = [f"no {split} photo is {LABELS[label]}" for split, label in wanted if (split, label) not in there]
     if not missing:
         return None
-    why = _quarantined(scanned) + Counter(f"{what.code} (file)" for _, what in scanned.refused.values())
-    counts = ", ".join(f"{count} {code}" for code, count in why.most_common(4)) or "none quarantined"
     largest = judged.near["largest_family"]
     hint = f"; {largest} of them belong together (series_gap, near_duplicate_bits)" if 2 * largest > len(judged.rows) > 1 else ""
-    return f"{', '.join(missing)} of {len(scanned.rows)} rows ({counts}{hint})"
+    return f"{', '.join(missing)} of {len(scanned.rows)} rows ({accounts.why_nothing(scanned)}{hint})"
 
 
 def _write_shards(judged: _Judged, scratch: Path) -> Iterator[Path]:
@@ -699,26 +622,6 @@ def _as_table(judged: _Judged, rows: Sequence[Row], folder: Path, schema: pa.Sch
         "height": [judged.pictures[row.sha256].height for row in rows],
     }
     return pa.table(columns, schema=schema)
-
-
-def _store_rows(engine: Engine, manifest: Manifest, scanned: Scanned, *, refusal: str | None) -> None:
-    """Quarantined rows, the files' states and the version's change together, in one transaction."""
-    with engine.begin() as connection:
-        turned_away = ((row.source, row.line, row.rejected.code, row.rejected.excerpt) for row in scanned.rows if row.rejected is not None)
-        replace_quarantine(connection, manifest, turned_away)
-        mark_files(connection, manifest, _unused(scanned))
-        dataset.refuse(connection, manifest.system, manifest.version, refusal)
-        crash.reach("cleaned.before_commit")
-
-
-def _unused(scanned: Scanned) -> dict[str, tuple[str, str]]:
-    """Key -> (code, reason) of the files of which nothing is used, each with its first reason."""
-    found = {entry.key: (what.code, f"{FILE_REASONS[what.code]} ({what.excerpt})") for entry, what in scanned.refused.values()}
-    for row in scanned.rows:
-        if row.entry is not None and row.rejected is not None:
-            found.setdefault(row.entry.key, (row.rejected.code, f"{ROW_REASONS[row.rejected.code]} ({row.rejected.excerpt})"))
-    used = {entry.key for entry in scanned.indexes.values()} | {row.entry.key for row in scanned.alive() if row.entry is not None}
-    return {key: why for key, why in found.items() if key not in used}
 
 
 def load_cleaned(store: ObjectStore, engine: Engine, version: str, folder: Path) -> CleanedTable:
@@ -807,36 +710,6 @@ def contract(store: ObjectStore, engine: Engine, version: str, folder: Path) -> 
     return table.rows, check_contract(read_table(table))
 
 
-@dataclass(frozen=True)
-class Account:
-    """Rows in, accepted and quarantined, and files: each read where it is kept."""
-
-    rows_in: int
-    accepted: int
-    quarantined: int
-    files: Mapping[str, int]
-    frozen: int
-
-    @property
-    def adds_up(self) -> bool:
-        return self.rows_in == self.accepted + self.quarantined and sum(self.files.values()) == self.frozen
-
-    @property
-    def sentence(self) -> str:
-        rows = "=" if self.rows_in == self.accepted + self.quarantined else "≠"
-        files = "=" if sum(self.files.values()) == self.frozen else "≠"
-        kinds = " + ".join(f"{count} {kind}" for kind, count in self.files.items())
-        return (
-            f"{self.rows_in} rows in {rows} {self.accepted} accepted + {self.quarantined} quarantined; {self.frozen} files {files} {kinds}"
-        )
-
-
 def account(engine: Engine, store: ObjectStore, version: str) -> Account:
-    """The account of a cleaned version, from the manifest, the published table and the database.
-
-    Raises:
-        DatasetError: it is not cleaned.
-    """
-    manifest, table = find_cleaned(engine, store, SYSTEM, version)
-    quarantined = quarantined_count(engine, SYSTEM, version)
-    return Account(table.body["rows_in"], table.rows, quarantined, table.body["files"], len(manifest.entries))
+    """The account of a cleaned version. Raises DatasetError: it is not cleaned."""
+    return accounts.account(engine, store, SYSTEM, version)

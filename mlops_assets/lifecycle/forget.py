@@ -1,0 +1,125 @@
+"""Files of dataset versions that somebody asked to be deleted: their bytes go everywhere, manifests keep names and digests, and the models
+that were trained on them are named.
+
+That a file is forgotten is committed first, its bytes are deleted then: after a kill in between, the next call deletes what was left, and
+a manifest never misses bytes without saying why. Belongs here: what is the same whatever the files are. Does not belong here: whose they
+are (`ingest/drawn.py`), what a manifest without them is (`dataset.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets import crash
+from mlops_assets.lifecycle.dataset import object_key
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from mlops_assets.store import ObjectStore
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a version: where it landed, and the digest of its bytes."""
+
+    version: str
+    key: str
+    sha256: str
+
+
+def record(connection: Connection, system: str, files: Iterable[File]) -> None:
+    """Say, in the caller's transaction, that the files are forgotten. Their bytes are still there: `finish` follows."""
+    from sqlalchemy import text
+
+    sql = text("INSERT INTO forgotten_object (system, version, key, sha256) VALUES (:s, :v, :k, :d) ON CONFLICT DO NOTHING")
+    for file in files:
+        connection.execute(sql, {"s": system, "v": file.version, "k": file.key, "d": file.sha256})
+
+
+def finish(engine: Engine, store: ObjectStore, system: str) -> None:
+    """Delete the bytes of what is forgotten and not yet gone, and every table that was cleaned from it (they are made again without)."""
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        sql = text("SELECT DISTINCT version FROM forgotten_object WHERE system = :s AND NOT finished ORDER BY version")
+        versions = [str(version) for version in connection.execute(sql, {"s": system}).scalars()]
+        affected = _with_heirs(connection, system, versions)
+    for version in versions:
+        delete_bytes(engine, store, system, version)
+    crash.reach("forget.after_bytes")
+    for version in affected:
+        for info in list(store.list(f"cleaned/{system}/{version}")):
+            store.delete(info.key)
+    with engine.begin() as connection:
+        mark = text("UPDATE forgotten_object SET finished = true WHERE system = :s AND version = ANY(:v) AND NOT finished")
+        connection.execute(mark, {"s": system, "v": versions})
+
+
+def delete_bytes(engine: Engine, store: ObjectStore, system: str, version: str) -> int:
+    """Delete the landed and the frozen bytes of the version's forgotten files; returns how many files these are.
+
+    Also called when a version was frozen: freezing may have copied a file while it was being forgotten.
+    """
+    from sqlalchemy import text
+
+    # The same bytes may stand in another file that nobody asked to delete.
+    sql = text(
+        "SELECT f.key, f.sha256, EXISTS (SELECT FROM landing_object l WHERE l.sha256 = f.sha256 AND NOT EXISTS "
+        "(SELECT FROM forgotten_object g WHERE (g.system, g.key) = (l.system, l.key))) AS needed "
+        "FROM forgotten_object f WHERE f.system = :s AND f.version = :v"
+    )
+    with engine.connect() as connection:
+        files = connection.execute(sql, {"s": system, "v": version}).all()
+    for file in files:
+        store.delete(file.key)
+        if not file.needed:
+            store.delete(object_key(file.sha256))
+    return len(files)
+
+
+def trained_on(connection: Connection, system: str, versions: Sequence[str]) -> dict[str, Any]:
+    """The dataset versions that hold what `versions` landed, and the models trained on them or going on from one that was.
+
+    Returns:
+        `dataset_versions`: names; `models`: of each attempt its `variant`, `dataset_version`, `bundle_sha256`, `version` (None: it is not
+        registered) and `state`: `champion`, `candidate`, `former champion`, `registered` or `not registered`.
+    """
+    from sqlalchemy import text
+
+    affected = _with_heirs(connection, system, versions)
+    rows = connection.execute(
+        text(
+            "WITH RECURSIVE taught AS ("
+            "  SELECT a.* FROM attempt a WHERE a.system = :s AND a.dataset_version = ANY(:v)"
+            "  UNION SELECT b.* FROM attempt b JOIN taught t ON b.system = t.system AND b.parent_bundle_sha256 = t.bundle_sha256"
+            "), latest AS ("
+            "  SELECT DISTINCT ON (channel) channel, version FROM promotion WHERE system = :s ORDER BY channel, sequence DESC"
+            ") SELECT t.variant, t.dataset_version, t.bundle_sha256, r.version, CASE"
+            "  WHEN r.version IS NULL THEN 'not registered'"
+            "  WHEN EXISTS (SELECT FROM latest l WHERE (l.channel, l.version) = ('champion', r.version)) THEN 'champion'"
+            "  WHEN EXISTS (SELECT FROM latest l WHERE (l.channel, l.version) = ('candidate', r.version)) THEN 'candidate'"
+            "  WHEN EXISTS (SELECT FROM promotion p WHERE (p.system, p.channel, p.version) = (:s, 'champion', r.version))"
+            "    THEN 'former champion' ELSE 'registered' END AS state "
+            "FROM taught t LEFT JOIN receipt r ON r.system = t.system AND r.bundle_sha256 = t.bundle_sha256 ORDER BY r.version, t.id"
+        ),
+        {"s": system, "v": affected},
+    )
+    return {"dataset_versions": affected, "models": [dict(row) for row in rows.mappings()]}
+
+
+def _with_heirs(connection: Connection, system: str, versions: Sequence[str]) -> list[str]:
+    """The versions and all that extend them."""
+    from sqlalchemy import text
+
+    rows = connection.execute(
+        text(
+            "WITH RECURSIVE line AS (SELECT version FROM dataset_version WHERE system = :s AND version = ANY(:v) UNION "
+            "SELECT d.version FROM dataset_version d JOIN line ON d.parent = line.version WHERE d.system = :s) "
+            "SELECT version FROM line ORDER BY version"
+        ),
+        {"s": system, "v": list(versions)},
+    )
+    return [str(version) for version in rows.scalars()]
