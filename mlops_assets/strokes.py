@@ -89,7 +89,7 @@ def ink_of(picture: Image | np.ndarray) -> np.ndarray:
     levels = np.asarray(grey)
     rim = np.sort(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]]))
     paper = int(rim[len(rim) // 2])
-    darkest, lightest = (int(level) for level in grey.getextrema())
+    darkest, lightest = int(levels.min()), int(levels.max())
     strongest = max(paper - darkest, lightest - paper)
     if strongest < CONTRAST:
         raise _refused("nothing_drawn", "nothing is drawn", "아무것도 그려지지 않았습니다.")
