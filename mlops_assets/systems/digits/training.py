@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.lifecycle.report import METRICS
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.digits.config import (
     LABELS,
@@ -460,5 +461,6 @@ SYSTEM = ModelSystem(
     parameter_names=PARAMETER_NAMES,
     sources=sources,
     variants=VARIANTS,
+    metrics=(*METRICS, "code_success"),
     from_champion=("from_champion",),
 )
