@@ -54,7 +54,7 @@ def states(otp: Place, lang: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("lang", ["ko", "en"])
 def test_every_state_is_accessible_as_far_as_scripts_can_tell(otp: Place, lang: str, tmp_path: Path):
-    pictures = Path(os.environ.get("MLOPS_PICTURES", tmp_path))
+    pictures = Path(os.environ.get("OTP_PICTURES", tmp_path))
     for state in states(otp, lang):
         assert violations(otp.page) == [], state
         for width, scheme in ((390, "dark"), (320, "light")):
@@ -73,7 +73,7 @@ def test_every_state_is_accessible_as_far_as_scripts_can_tell(otp: Place, lang: 
 
 def photograph(otp: Place, folder: Path, name: str) -> None:
     """For people to look at: as it is on a desk, on the narrowest screen, in the dark, with the system's colours."""
-    if "MLOPS_PICTURES" in os.environ:
+    if "OTP_PICTURES" in os.environ:
         otp.page.picture(folder / f"{name}_forced.png", width=800, height=1000)
         otp.page.prefers()
         otp.page.picture(folder / f"{name}_desk.png", width=1200, height=1300)
