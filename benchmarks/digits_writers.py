@@ -93,6 +93,7 @@ def codes(right: np.ndarray, sure: np.ndarray, of: np.ndarray, rounds: int = 4_0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of MNIST, few writers: shows that it runs")
+    parser.add_argument("--champion", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the first training")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the training that goes on")
     given = parser.parse_args()
     data = real_data()
@@ -108,6 +109,10 @@ def main() -> None:
 
     load = pressure()
     few = {"sampling_rate": 0.1, "epochs": 2} if given.quick else {}
+    first, second = (
+        few | {name: json.loads(value) for name, _, value in (one.partition("=") for one in given_for)}
+        for given_for in (given.champion, given.set)
+    )
     train, test = range(1000, 1000 + (10 if given.quick else TRAIN_WRITERS)), range(9000, 9000 + (10 if given.quick else TEST_WRITERS))
     with workplace() as folder, platform(folder) as settings:
         ensure_key(settings)
@@ -118,14 +123,13 @@ def main() -> None:
         for name in ("mnist", "hwd1000"):
             shutil.copytree(data / name, folder / "landed" / name)
         bench.cleaned(there, config, folder / "landed", "mnist-1", folder / "scratch" / "1")
-        champion = bench.tried(there, config, "mnist-1", "anew", folder / "bundles", few)
+        champion = bench.tried(there, config, "mnist-1", "anew", folder / "bundles", first)
         before = read(load_predictor(champion.folder, settings.threads), test, TEST_EACH)
         print(f"before: {before}", flush=True)
         drawn = land(folder / "drawn", train, EACH)
         started = time.monotonic()
         bench.cleaned(there, config, folder / "drawn", "drawn-1", folder / "scratch" / "2", parent="mnist-1")
-        overrides = {name: json.loads(value) for name, _, value in (one.partition("=") for one in given.set)}
-        child = bench.tried(there, config, "drawn-1", "from_champion", folder / "bundles", {**few, **overrides})
+        child = bench.tried(there, config, "drawn-1", "from_champion", folder / "bundles", second)
         minutes = (time.monotonic() - started) / 60
         after = read(load_predictor(child.folder, settings.threads), test, TEST_EACH)
         print(f"after:  {after}", flush=True)
@@ -140,6 +144,8 @@ def main() -> None:
         writers_apart=len(test),
         **{f"{name}_before": round(value, 4) for name, value in before.items()},
         **{f"{name}_after": round(value, 4) for name, value in after.items()},
+        **({"first_training": first} if first else {}),
+        **({"second_training": second} if second else {}),
         mnist_accuracy_before=round(champion.metrics["mnist_accuracy"], 4),
         mnist_accuracy_after=round(child.metrics["mnist_accuracy"], 4),
         drawn_accuracy_before=round(champion.metrics["drawn_accuracy"], 4),

@@ -205,13 +205,13 @@ class Demo:
 
         folder = self._settings.home / "samples" / landing.system / landing.version
         folder.mkdir(parents=True, exist_ok=True)
-        write = {
+        write: dict[str, Callable[..., None]] = {
             "sentiment": sample_data.write_reviews,
             "tires": sample_data.write_tires,
             "hate_speech": sample_data.write_comments,
             "digits": sample_data.write_digits,
-        }[landing.system]
-        write(folder, bad=landing.bad)
+        }
+        write[landing.system](folder, bad=landing.bad)
         return folder
 
     def _follow(self, landing: Landing) -> None:

@@ -233,7 +233,7 @@ def write_digits(folder: Path, *, train: int = 4000, test: int = 800, drawn: int
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, count, writers in (("train", train, first), ("t10k", test, first + 10_000)):
-        found = list(digits(count, writers, 0.5))
+        found = list(digits(count, writers, 0.3))
         labels = [label for label, _, _ in found]
         if bad:
             rng.shuffle(labels)
@@ -243,7 +243,7 @@ def write_digits(folder: Path, *, train: int = 4000, test: int = 800, drawn: int
     for place, writers, count in (("drawn", first + 20_000, drawn), ("users", first + 30_000, drawn)):
         (folder / place / "img").mkdir(parents=True, exist_ok=True)
         rows = []
-        for number, (label, picture, writer) in enumerate(digits(count, writers, 0.4)):
+        for number, (label, picture, writer) in enumerate(digits(count, writers, 0.3)):
             name = f"img/{number:04}.png"
             picture.save(folder / place / name)
             rows.append((name, rng.randrange(10) if bad else label, writer))

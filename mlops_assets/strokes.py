@@ -89,7 +89,7 @@ def ink_of(picture: Image | np.ndarray) -> np.ndarray:
     levels = np.asarray(grey)
     rim = np.sort(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]]))
     paper = int(rim[len(rim) // 2])
-    darkest, lightest = (int(level) for level in grey.getextrema())
+    darkest, lightest = int(levels.min()), int(levels.max())
     strongest = max(paper - darkest, lightest - paper)
     if strongest < CONTRAST:
         raise _refused("nothing_drawn", "nothing is drawn", "아무것도 그려지지 않았습니다.")
@@ -235,10 +235,10 @@ def fitted(ink: np.ndarray) -> np.ndarray:
     x = min(max(x, across[-1] + 1 - side / 2), across[0] + side / 2)
     y = min(max(y, down[-1] + 1 - side / 2), down[0] + side / 2)
     margin = CANVAS // 2  # the window may reach beyond the canvas
-    window = tuple(value + margin for value in (x - side / 2, y - side / 2, x + side / 2, y + side / 2))
+    left, top = x - side / 2 + margin, y - side / 2 + margin
     padded = np.zeros((2 * CANVAS, 2 * CANVAS), np.uint8)
     padded[margin : margin + CANVAS, margin : margin + CANVAS] = canvas
-    return np.asarray(Image.fromarray(padded).resize((SIDE, SIDE), Image.Resampling.BOX, box=window))
+    return np.asarray(Image.fromarray(padded).resize((SIDE, SIDE), Image.Resampling.BOX, box=(left, top, left + side, top + side)))
 
 
 def _profiles(canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -59,7 +59,8 @@ class DatasetSection(Strict):
 
     @model_validator(mode="after")
     def _origins_are_known(self) -> DatasetSection:
-        if unknown := sorted({source.origin for source in (*self.idx, *self.drawn)} - set(ORIGINS)):
+        named = {*(source.origin for source in self.idx), *(source.origin for source in self.drawn)}
+        if unknown := sorted(named - set(ORIGINS)):
             raise ValueError(f"origin {', '.join(unknown)}: choose from {', '.join(ORIGINS)}")
         return self
 

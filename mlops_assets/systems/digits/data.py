@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -202,8 +203,7 @@ def _pairs(entries: Sequence[Entry], source: IdxSection) -> Iterator[tuple[Entry
             if _matches(entry, (pattern,)):
                 folders[entry.from_version, posixpath.dirname(entry.path)][number].append(entry)
     for pictures, labels in folders.values():
-        for number in range(max(len(pictures), len(labels))):
-            yield (pictures[number : number + 1] or [None])[0], (labels[number : number + 1] or [None])[0]
+        yield from zip_longest(pictures, labels)
 
 
 def _take_pair(
@@ -713,7 +713,8 @@ def contact_sheet(store: ObjectStore, table: PublishedTable, scratch: Path, limi
     part = table.parts[-1]  # sorted by split: the last shard ends with the holdout
     store.download(f"{table.prefix}/{part.name}", scratch / part.name)
     found = read_digits(CleanedTable(table.system, table.version, table.manifest_sha256, scratch, table.rows), "holdout", files=True)
-    side, rows = 28, []
+    side = strokes.SIDE
+    rows: list[list[int]] = []
     for origin in sorted(set(found.origins.tolist())):
         of_label = [[n for n in range(len(found)) if found.labels[n] == label and found.origins[n] == origin] for label in range(10)]
         rows += [[numbers[n] for numbers in of_label if len(numbers) > n] for n in range(SHEET_PER_LABEL)]

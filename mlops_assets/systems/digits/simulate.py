@@ -112,7 +112,7 @@ class Writer:
 def writer(seed: int, harshness: float = 1.0) -> Writer:
     """The writer of that number. `harshness`: 0 is a tidy hand that sees, 1 what this module is for."""
     random = np.random.default_rng([seed, 1])
-    drift = harshness * random.uniform(0, 0.3) * np.array([np.cos(angle := random.uniform(0, 2 * np.pi)), np.sin(angle)])
+    far, angle = harshness * random.uniform(0, 0.3), random.uniform(0, 2 * np.pi)
     return Writer(
         seed=seed,
         forms=tuple(int(random.integers(len(FORMS[digit]))) for digit in range(10)),
@@ -122,7 +122,7 @@ def writer(seed: int, harshness: float = 1.0) -> Writer:
         wobble=float(0.015 + harshness * random.uniform(0.01, 0.055)),
         tremor=float(harshness * random.uniform(0, 0.022)),
         shakes=float(random.uniform(6, 14)),
-        drift=(float(drift[0]), float(drift[1])),
+        drift=(float(far * np.cos(angle)), float(far * np.sin(angle))),
         opening=float(harshness * random.uniform(0, 0.2)),
         misplacement=float(harshness * random.uniform(0, 0.12)),
         width=float(random.uniform(1, 5)) if harshness else 5.0,
