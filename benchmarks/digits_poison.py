@@ -120,7 +120,7 @@ def trial(there: Any, config: Any, section: Any, given: list[Given], attackers: 
 
     from mlops_assets import otp
     from mlops_assets.ingest import drawn, objects
-    from mlops_assets.lifecycle import dataset, gate, pipeline
+    from mlops_assets.lifecycle import bundle, dataset, gate, pipeline
     from mlops_assets.lifecycle.registrar import policy_of
     from mlops_assets.systems.digits import data
     from mlops_assets.systems.digits.training import SYSTEM, load_predictor
@@ -146,26 +146,26 @@ def trial(there: Any, config: Any, section: Any, given: list[Given], attackers: 
     assert champion is not None
     subject = gate.Subject(trained.attempt.id, trained.attempt.bundle_sha256, manifest.sha256, datetime.now(UTC))
     verdict = gate.decide(evaluated.report, champion, policy_of(config), subject)
-    from mlops_assets.lifecycle import bundle
-
     found = bundle.fetch(store, trained.attempt.bundle_sha256, trained.attempt.bundle_files, folder / "bundle")
     metrics = dict(evaluated.report.metrics)
     served = metrics if verdict.outcome != "refused" else dict(champion.metrics)
-    with engine.begin() as connection:  # the next trial begins where this one did
-        connection.execute(text("DELETE FROM drawn"))
-        connection.execute(text("UPDATE dataset_version SET state = 'refused', reason = 'a trial' WHERE version = :v"), {"v": version})
-    return {
+    predictor = load_predictor(found, settings.threads)
+    row = {
         "learned": learned,
         "learned_poison": learned_poison,
         "dropped": dict(dropped),
         "why": done.why,
         "model": {name: round(metrics[name], 4) for name in SHOWN},
         "served": {name: round(served[name], 4) for name in SHOWN},
-        "trigger_to_target": round(backdoor(there, load_predictor(found, settings.threads), version, folder / "table"), 4),
-        "error_apart": round(apart(load_predictor(found, settings.threads)), 4),
+        "trigger_to_target": round(backdoor(there, predictor, version, folder / "table"), 4),
+        "error_apart": round(apart(predictor), 4),
         "verdict": verdict.outcome,
         "sentence": verdict.sentence,
     }
+    with engine.begin() as connection:  # the next trial begins where this one did
+        connection.execute(text("DELETE FROM drawn"))
+        connection.execute(text("UPDATE dataset_version SET state = 'refused', reason = 'a trial' WHERE version = :v"), {"v": version})
+    return row
 
 
 def backdoor(there: Any, predictor: Any, version: str, folder: Path) -> float:
@@ -232,7 +232,7 @@ def main() -> None:
         champion = bench.tried(there, config, "mnist-1", "anew", folder / "bundles", ANEW)
         print(f"champion: error apart {apart(load_predictor(champion.folder, settings.threads)):.4f}", flush=True)
         kinds = [arguments.only] if arguments.only else ["flip", "trigger"]
-        trials = [("none", 0.0)] + [(kind, rate) for kind in kinds for rate in ((0.10,) if arguments.quick else RATES)]
+        trials = [("none", 0.0)] + [(kind, rate) for rate in ((0.10,) if arguments.quick else RATES[::-1]) for kind in kinds]
         good = honest(WRITERS // 3 if arguments.quick else WRITERS)
         rows: dict[tuple[str, float, str], dict[str, Any]] = {}
         for kind, rate in trials:
