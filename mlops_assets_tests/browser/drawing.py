@@ -95,7 +95,7 @@ def hold(page: Page) -> None:
 
 
 def tap_with_two_fingers(page: Page) -> None:
-    """A mouse stands for the first finger: the protocol can only lift two fingers at once, after which Chromium takes strokes for scrolling."""
+    """A mouse stands for the first finger: the protocol can lift two only at once, and Chromium takes later strokes for scrolling then."""
     x, y = page.centre("#pad")
     page.mouse("mousePressed", (x - 40, y))
     page.fingers("touchStart", (x + 40, y))
