@@ -184,7 +184,8 @@ def _load_manifest(engine: Engine, store: ObjectStore, system: str, version: str
             f"{store.uri(row.manifest_key)} was changed, restore it from a backup"
         )
     gone = _forgotten_keys(engine, system, entries)
-    present, forgotten = ([entry for entry in entries if (entry.key in gone) is deleted] for deleted in (False, True))
+    present = [entry for entry in entries if entry.key not in gone]
+    forgotten = tuple(entry for entry in entries if entry.key in gone)
     return Manifest(system, version, row.parent, found, row.manifest_key, present, forgotten)
 
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import otp
@@ -153,7 +154,12 @@ class Otp:
         self.holding = Holding(
             settings.otp_hold_seconds, settings.otp_held_sessions, lambda count: metrics.drawings_dropped("expired", count)
         )
-        self._section = load_section(DrawingsSection, SYSTEM, "drawings", settings.configs)
+        self._configs = settings.configs
+
+    @cached_property
+    def _section(self) -> DrawingsSection:
+        """Read when it is first needed: a mistake in one system's file must not keep a server of all systems from starting."""
+        return load_section(DrawingsSection, SYSTEM, "drawings", self._configs)
 
     def confirm(self, content: Mapping[str, Any], is_loaded: Callable[[str], bool]) -> dict[str, Any]:
         """A user has confirmed a code. Counts, and holds the drawings if the user asked for it.
@@ -198,6 +204,7 @@ class Otp:
         session, mac = content.get("session"), content.get("mac")
         if not isinstance(session, str) or not isinstance(mac, str):
             raise _bad("bad_call", "`session` and `mac` are not texts", "`session`과 `mac`이 필요합니다.", "session", VERIFIED_FIX)
+        section = self._section
         held = self.holding.take(session)
         # The same work whether something is held or not.
         right = otp.equal(mac, otp.verified_mac(secret, session, held.digits if held is not None else "-"))
@@ -207,7 +214,7 @@ class Otp:
             fix = "Nothing to do: the user may not want drawings kept, their time may be over, or the mac is wrong."
             raise ApiError(404, "nothing_held", "nothing that this mac verifies is held", "확인할 수 있는 항목이 없습니다.", fix)
         try:
-            kept = drawn.accept(self._connect(), SYSTEM, otp.pseudonym(secret, held.user), held.drawings, self._section)
+            kept = drawn.accept(self._connect(), SYSTEM, otp.pseudonym(secret, held.user), held.drawings, section)
         except Exception:
             self.holding.put_back(session, held)  # the back-end may call again
             raise

@@ -246,7 +246,8 @@ def test_cut_now_by_command(
 
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cli, "_cuts_of", lambda system: CutsSection(when="schedule"))
+    config = SimpleNamespace(cuts=CutsSection(when="schedule"), drawings=None)
+    monkeypatch.setattr(cli, "_system", lambda system: (None, config, settings))
 
     def mlops(*arguments: str) -> tuple[int, dict[str, Any]]:
         with pytest.raises(SystemExit) as end:

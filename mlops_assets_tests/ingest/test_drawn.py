@@ -67,14 +67,14 @@ def test_what_is_kept_is_what_a_model_would_have_seen_and_nothing_else():
 
 def test_a_user_gives_no_more_than_a_user_may(engine):
     section = SECTION.model_copy(update={"per_writer": 10, "near_duplicate": 0})
-    first = drawn.accept(engine, SYSTEM, "w1", drawings_of("0123456", 1), section)
-    second = drawn.accept(engine, SYSTEM, "w1", drawings_of("0123456", 2), section)
+    first = drawn.accept(engine, SYSTEM, "writer-one", drawings_of("0123456", 1), section)
+    second = drawn.accept(engine, SYSTEM, "writer-one", drawings_of("0123456", 2), section)
     assert (first.stored, first.dropped) == (7, {})
     assert (second.stored, second.dropped) == (3, {"user_cap": 4})
-    assert drawn.accept(engine, SYSTEM, "w2", drawings_of("0123456", 3), section).stored == 7  # others may
+    assert drawn.accept(engine, SYSTEM, "writer-two", drawings_of("0123456", 3), section).stored == 7  # others may
     with engine.begin() as connection:
         connection.execute(text("UPDATE drawn SET on_day = on_day - 40"))
-    assert drawn.accept(engine, SYSTEM, "w1", drawings_of("0123456", 4), section).stored == 7  # and later
+    assert drawn.accept(engine, SYSTEM, "writer-one", drawings_of("0123456", 4), section).stored == 7  # and later
 
 
 def test_a_drawing_like_an_earlier_one_is_dropped_whoever_sends_it(engine):
@@ -84,10 +84,10 @@ def test_a_drawing_like_an_earlier_one_is_dropped_whoever_sends_it(engine):
     moved = Image.new("L", (180, 170), "white")
     moved.paste(tampered, (15, 7))
     alike = [one, drawn.drawing(tampered, "5"), drawn.drawing(moved, "5"), replace(one, label="3")]
-    assert drawn.accept(engine, SYSTEM, "w1", [one], SECTION).stored == 1
+    assert drawn.accept(engine, SYSTEM, "writer-one", [one], SECTION).stored == 1
     for number, other in enumerate(alike):
         assert drawn.accept(engine, SYSTEM, f"attacker {number}", [other], SECTION).dropped == {"near_duplicate": 1}
-    assert drawn.accept(engine, SYSTEM, "w2", drawings_of("5", 2), SECTION).stored == 1  # another hand's 5
+    assert drawn.accept(engine, SYSTEM, "writer-two", drawings_of("5", 2), SECTION).stored == 1  # another hand's 5
     # The control: without the defence accounts repeat nearly the same picture.
     off = SECTION.model_copy(update={"near_duplicate": 0.0})
     assert drawn.accept(engine, SYSTEM, "attacker", [drawn.drawing(tampered.rotate(4, fillcolor=255), "5")], off).stored == 1
@@ -249,8 +249,8 @@ def landed(store: ObjectStore, version: str) -> dict[str, bytes]:
 
 
 def test_drawings_become_a_version_that_extends_the_champions(platform, world):
-    give(platform, "w1", "0123456789", 1)
-    give(platform, "w2", "0123456789", 2)
+    give(platform, "writer-one", "0123456789", 1)
+    give(platform, "writer-two", "0123456789", 2)
     (version,) = cut(platform).landed
     files = landed(platform.store, version)
     assert files["_PARENT"] == b"first-1" and "_READY" in files
@@ -270,9 +270,9 @@ def test_drawings_become_a_version_that_extends_the_champions(platform, world):
 
 
 def test_what_is_unlikely_waits_and_is_looked_at_again(platform, world):
-    give(platform, "w1", "012", 1)
+    give(platform, "writer-one", "012", 1)
     flipped = [replace(one, label="4") for one in drawings_of("7", 5)]
-    drawn.accept(platform.engine, SYSTEM, "w1", flipped, SECTION)
+    drawn.accept(platform.engine, SYSTEM, "writer-one", flipped, SECTION)
     done = cut(platform)
     assert "3 are cut; 1 wait" in done.why
     (waiting,) = [row for row in rows(platform.engine) if row.version is None]
@@ -282,7 +282,7 @@ def test_what_is_unlikely_waits_and_is_looked_at_again(platform, world):
 
 
 def test_the_defence_off_learns_the_flipped_one(platform, world):
-    drawn.accept(platform.engine, SYSTEM, "w1", [replace(one, label="4") for one in drawings_of("7", 5)], SECTION)
+    drawn.accept(platform.engine, SYSTEM, "writer-one", [replace(one, label="4") for one in drawings_of("7", 5)], SECTION)
     assert cut(platform).landed == []
     with platform.engine.begin() as connection:
         connection.execute(text("UPDATE drawn SET aside = NULL"))
@@ -293,28 +293,28 @@ def test_without_a_champion_nothing_is_cut(platform):
     platform.store.put(f"landing/{SYSTEM}/first-1/rows.bin", b"x")
     platform.store.put(f"landing/{SYSTEM}/first-1/_READY", b"")
     freeze(platform, "first-1")
-    give(platform, "w1", "01", 1)
+    give(platform, "writer-one", "01", 1)
     done = cut(platform)
     assert done.landed == [] and "no champion" in done.why
 
 
 def test_a_share_of_the_training_data_is_never_exceeded_over_all_cuts(platform, world):
     section = SECTION.model_copy(update={"max_share": 0.012})  # 12 of 1,000 rows
-    give(platform, "w1", "0123456789", 1)
+    give(platform, "writer-one", "0123456789", 1)
     (first,) = cut(platform, section).landed
     freeze(platform, first)
     world.registered(first, folder=None, content="first")
-    give(platform, "w2", "0123456789", 2)
+    give(platform, "writer-two", "0123456789", 2)
     cut(platform, section)
     assert Counter(row.version is not None for row in rows(platform.engine)) == {True: 12, False: 8}
 
 
 @pytest.mark.parametrize(("metrics", "extended"), [({"f1": 0.5, "accuracy": 0.5}, "first-1"), (None, "drawn")])
 def test_a_cut_that_the_gate_refused_is_a_dead_end(platform, world, metrics, extended):
-    give(platform, "w1", "0123456789", 1)
+    give(platform, "writer-one", "0123456789", 1)
     (bad,) = cut(platform).landed
     freeze(platform, bad)
-    give(platform, "w2", "01234", 2)
+    give(platform, "writer-two", "01234", 2)
     assert "no verdict yet" in cut(platform).why  # the next one waits for it
     world.registered(bad, metrics, content="of the cut")
     (after,) = cut(platform).landed
@@ -323,7 +323,7 @@ def test_a_cut_that_the_gate_refused_is_a_dead_end(platform, world, metrics, ext
 
 @pytest.mark.parametrize("point", crash.DRAWN_POINTS)
 def test_a_killed_cut_is_completed_with_the_same_bytes(platform, world, point):
-    give(platform, "w1", "0123", 1)
+    give(platform, "writer-one", "0123", 1)
     script = (
         "from pathlib import Path; from mlops_assets.settings import load_settings; from mlops_assets.lifecycle import pipeline; "
         "from mlops_assets_tests.ingest import test_drawn as t; p = pipeline.connect(load_settings()); t.cut(p)"
@@ -345,8 +345,8 @@ def test_a_killed_cut_is_completed_with_the_same_bytes(platform, world, point):
 @pytest.fixture
 def learned(platform: pipeline.Platform, world: World) -> tuple[str, dataset.Manifest]:
     """A version with drawings of two users, frozen, cleaned, and a champion trained on it."""
-    give(platform, "w1", "0123456789", 1)
-    give(platform, "w2", "0123456789", 2)
+    give(platform, "writer-one", "0123456789", 1)
+    give(platform, "writer-two", "0123456789", 2)
     (version,) = cut(platform).landed
     manifest = freeze(platform, version)
     platform_clean(platform, manifest)
@@ -362,20 +362,20 @@ def test_forgetting_a_user_deletes_every_byte_and_names_what_learned_from_it(pla
     version, before = learned
     frozen = {row.sha256: row.writer for row in rows(platform.engine)}
     pictures = {sha256: platform.store.get(dataset.object_key(sha256)) for sha256 in frozen}
-    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     assert done.drawings == 10 and list(done.dataset_versions) == [version]
     assert [(model["dataset_version"], model["version"], model["state"]) for model in done.models] == [(version, 2, "champion")]
     stored = everything_stored(platform.store)
-    assert {writer for sha256, writer in frozen.items() if pictures[sha256] in stored} == {"w2"}
-    assert b"w1" not in stored.replace(b"/w1", b"")  # folder names are random and may begin with w1
-    assert {row.writer for row in rows(platform.engine)} == {"w2"}
-    again = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    assert {writer for sha256, writer in frozen.items() if pictures[sha256] in stored} == {"writer-two"}
+    assert b"writer-one" not in stored and b"writer-two" in stored
+    assert {row.writer for row in rows(platform.engine)} == {"writer-two"}
+    again = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     assert (again.drawings, list(again.models)) == (0, [])
 
 
 def test_a_version_keeps_its_manifest_and_is_sound_without_what_was_deleted(platform, world, learned):
     version, before = learned
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     after = freeze_again(platform, version)  # verified, every byte
     assert after.sha256 == before.sha256 and len(after.forgotten) == 11 and len(after.entries) == len(before.entries) - 11
     with platform.engine.connect() as connection:
@@ -396,7 +396,7 @@ def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platfor
     version, before = learned
     assert dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "a").forgotten == 0
     read = content_of(platform, before)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     with pytest.raises(dataset.DatasetError, match="not cleaned yet"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
     platform_clean(platform, before, read)  # a cleaning that had begun before
@@ -415,8 +415,8 @@ def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platfor
 
 def test_what_extends_the_version_later_holds_nothing_of_the_user(platform, world, learned):
     version, _ = learned
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
-    give(platform, "w3", "01234", 3)
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    give(platform, "writer-three", "01234", 3)
     (later,) = cut(platform).landed  # although its parent is not cleaned again yet
     manifest = freeze(platform, later)
     assert manifest.parent == version and manifest.forgotten == () and len(manifest.entries) == 1 + 11 + 6
@@ -436,7 +436,7 @@ def test_a_model_that_goes_on_from_one_that_learned_is_named_too(platform, world
             ),
             {"id": taught.id},
         )
-    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     assert {model["bundle_sha256"]: model["state"] for model in done.models} == {taught.bundle_sha256: "champion", "heir": "not registered"}
 
 
@@ -446,12 +446,12 @@ def test_a_killed_deletion_is_completed_by_the_next_one(platform, world, learned
     script = (
         "from mlops_assets.settings import load_settings; from mlops_assets.lifecycle import pipeline; "
         "from mlops_assets.ingest import drawn; "
-        f"p = pipeline.connect(load_settings()); drawn.forget_writers(p.engine, p.store, '{SYSTEM}', ['w1'])"
+        f"p = pipeline.connect(load_settings()); drawn.forget_writers(p.engine, p.store, '{SYSTEM}', ['writer-one'])"
     )
     environment = process_environment() | platform.settings.environment() | {"MLOPS_CRASH_AT": point}
     assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == -9
     freeze_again(platform, version)  # at no point is the version damaged
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     after = freeze_again(platform, version)
     assert len(after.forgotten) == 11
     assert not any(platform.store.exists(dataset.object_key(entry.sha256)) for entry in after.forgotten)
@@ -459,11 +459,11 @@ def test_a_killed_deletion_is_completed_by_the_next_one(platform, world, learned
 
 
 def test_who_is_forgotten_before_the_version_is_frozen_is_in_none(platform, world):
-    give(platform, "w1", "0123", 1)
-    give(platform, "w2", "01234", 2)
+    give(platform, "writer-one", "0123", 1)
+    give(platform, "writer-two", "01234", 2)
     (version,) = cut(platform).landed
     objects.tick(platform.engine, platform.store, SYSTEM, settle_seconds=3600)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     manifest = freeze_again(platform, version)
     assert len(manifest.entries) == 1 + 5 + 1
 
@@ -471,7 +471,7 @@ def test_who_is_forgotten_before_the_version_is_frozen_is_in_none(platform, worl
 def test_bytes_that_freezing_copied_meanwhile_go_with_the_next_look(platform, world, learned):
     version, before = learned
     copied = {entry.sha256: platform.store.get(dataset.object_key(entry.sha256)) for entry in before.entries}
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     forgotten = freeze_again(platform, version).forgotten
     for entry in forgotten:
         platform.store.put(dataset.object_key(entry.sha256), copied[entry.sha256])
@@ -481,14 +481,14 @@ def test_bytes_that_freezing_copied_meanwhile_go_with_the_next_look(platform, wo
 
 def test_bytes_that_another_file_has_too_stay(platform, world, learned):
     version, _ = learned
-    own = next(row for row in rows(platform.engine) if row.writer == "w1")
+    own = next(row for row in rows(platform.engine) if row.writer == "writer-one")
     picture = platform.store.get(dataset.object_key(own.sha256))
     platform.store.put("landing/tires/other-1/same.png", picture)
     platform.store.put("landing/tires/other-1/_READY", b"")
     objects.tick(platform.engine, platform.store, "tires", settle_seconds=3600)
     scratch: Path = platform.settings.home / "f"
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["w1"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
     assert platform.store.exists(dataset.object_key(own.sha256))
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
 
@@ -509,9 +509,9 @@ def test_the_sensor_starts_the_cut_once_and_the_landing_sensor_sees_the_version(
             assert isinstance(found, dg.SensorResult)
             return found
 
-        give(platform, "w1", "012345", 1)
+        give(platform, "writer-one", "012345", 1)
         assert "2 users are waited for" in str(tick().skip_reason)
-        give(platform, "w2", "01", 2)
+        give(platform, "writer-two", "01", 2)
         assert len(tick().run_requests or []) == 1
         assert definitions.resolve_job_def(f"{SYSTEM}_cut").execute_in_process(instance=instance).success
         assert "on its way" in str(tick().skip_reason)
@@ -519,4 +519,4 @@ def test_the_sensor_starts_the_cut_once_and_the_landing_sensor_sees_the_version(
         with dg.build_sensor_context(instance=instance, resources=resources) as context:
             asked = landing(context)
         assert isinstance(asked, dg.SensorResult)
-        assert [request.partition_key.startswith("drawn-") for request in asked.run_requests or []] == [True]
+        assert [str(request.partition_key)[:6] for request in asked.run_requests or []] == ["first-", "drawn-"]
