@@ -46,6 +46,9 @@ class Scanned(Protocol):
     def files(self) -> dict[str, int]:
         """How many files are what; together they are all files of the manifest."""
 
+    def holders(self) -> set[str]:
+        """Keys of the files that hold rows: used, whatever becomes of their rows, and even if a row names one as its picture."""
+
 
 def quarantined(rows: Iterable[Row]) -> Counter[str]:
     """Reason code -> rows."""
@@ -99,7 +102,7 @@ def store_rows(
 def _unused(scanned: Scanned, means: Mapping[str, str], files_mean: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Key -> (code, reason) of the files of which nothing is used, each with its first reason."""
     found = {entry.key: (what.code, f"{files_mean[what.code]} ({what.excerpt})") for entry, what in scanned.refused.values()}
-    used: set[str] = set()
+    used = scanned.holders()
     for row in scanned.rows:
         if row.entry is not None and row.rejected is not None:
             found.setdefault(row.entry.key, (row.rejected.code, f"{means[row.rejected.code]} ({row.rejected.excerpt})"))

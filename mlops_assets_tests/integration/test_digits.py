@@ -34,7 +34,7 @@ def small(dagster_settings, tmp_path, monkeypatch):
     values["register_threshold"] = {"code_success": 0.3, "asked": 0.3, "mnist_accuracy": 0.8, "drawn_accuracy": 0.8, "canary_changed": 0.6}
     values["promotion"] = {"metric": "code_success", "max_fall": {"drawn_accuracy": 0.2, "recall_7": 0.5}}
     for model in values["models"].values():
-        model |= {"width": 12}
+        model |= {"width": 12, "augment": 0.3}
         model["training"] |= {"epochs": 8, "min_steps": 0, "batch_size": 32, "learning_rate": 0.008}
     (configs / "digits.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     monkeypatch.setenv("MLOPS_CONFIGS", str(configs))

@@ -180,6 +180,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         {"file": "a.png"},
         {"file": "a.png", "label": True},
         "no JSON",
+        {"file": "labels.jsonl", "label": 1},  # the index itself
         *({"file": f"{name}.png", "label": 1} for name in ("blank", "touch", "empty", "half", "text", "bomb", "gif")),
     ]
     touch = Image.new("L", (200, 200), 255)
@@ -228,7 +229,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         31: "conflicting_labels",
         42: "conflicting_labels",
     }
-    assert [found[("more/labels.jsonl", line)] for line in range(2, 16)] == [
+    assert [found[("more/labels.jsonl", line)] for line in range(2, 17)] == [
         "bad_label",
         "missing_file",
         "outside_dataset",
@@ -236,6 +237,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "malformed_row",
         "malformed_row",
         "malformed_row",
+        "not_an_image",
         "nothing_drawn",
         "too_little_drawn",
         "empty_file",

@@ -144,8 +144,13 @@ class Scanned:
 
     def files(self) -> dict[str, int]:
         """How many files are what; together they are all files of the manifest."""
-        drawn = {row.entry.key for row in self.rows if row.entry is not None}
+        others = self.holders() | {entry.key for entry, _ in self.refused.values()}
+        drawn = {row.entry.key for row in self.rows if row.entry is not None} - others
         return {"idx": len(self.idx), "indexes": len(self.indexes), "drawings": len(drawn), "refused": len(self.refused)}
+
+    def holders(self) -> set[str]:
+        """Keys of the files that hold rows."""
+        return {entry.key for entry in (*self.idx.values(), *self.indexes.values())}
 
 
 def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Scanned:

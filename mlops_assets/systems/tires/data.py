@@ -133,9 +133,13 @@ class Scanned:
 
     def files(self) -> dict[str, int]:
         """How many files are what; together they are all files of the manifest."""
-        others = {entry.key for entry in self.indexes.values()} | {entry.key for entry, _ in self.refused.values()}
+        others = self.holders() | {entry.key for entry, _ in self.refused.values()}
         pictures = {row.entry.key for row in self.rows if row.entry is not None} - others
         return {"pictures": len(pictures), "indexes": len(self.indexes), "refused": len(self.refused)}
+
+    def holders(self) -> set[str]:
+        """Keys of the files that hold rows."""
+        return {entry.key for entry in self.indexes.values()}
 
 
 def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Scanned:
