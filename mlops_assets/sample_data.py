@@ -262,9 +262,9 @@ def _tight(picture: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
     left, top, right, bottom = ImageOps.invert(picture).getbbox() or (0, 0, *picture.size)
-    half = 0.7 * max(right - left, bottom - top)
-    x, y = (left + right) / 2, (top + bottom) / 2
-    return picture.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+    half = round(0.7 * max(right - left, bottom - top))
+    x, y = (left + right) // 2 + half, (top + bottom) // 2 + half
+    return ImageOps.expand(picture, half, 255).crop((x - half, y - half, x + half, y + half))  # beyond its edge a crop would be black
 
 
 # --- disposal policies ----------------------------------------------------------------------------------------------------------

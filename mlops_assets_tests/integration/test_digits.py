@@ -82,7 +82,7 @@ def test_pictures_in_a_served_model_out_and_the_next_goes_on_from_it(small, engi
     for before, after in zip(line, line[1:], strict=False):
         assert before in graph.get(after).parent_keys
     for version, bad in (("good", False), ("shuffled", True)):
-        write_digits(tmp_path / version, train=900, test=200, drawn=200, bad=bad)
+        write_digits(tmp_path / version, train=600, test=150, drawn=120, bad=bad)
         land(small, store, "digits", tmp_path / version, version)
     with dg.DagsterInstance.get() as instance:
         assert sorted(arrived(definitions, instance)) == ["good", "shuffled"]

@@ -426,6 +426,8 @@ def test_the_sample_is_clean_but_for_its_dirty_files(version, clean, tmp_path: P
     files = {file.relative_to(tmp_path / "sample").as_posix(): file.read_bytes() for file in (tmp_path / "sample").rglob("*.*")}
     done = clean(version("v1", files))
     assert done.refused_files == {} and set(done.splits) == set(dataset.SPLITS)
+    pictures = idx.read([files["train-images-idx3-ubyte.gz"]], 3)
+    assert pictures[:, 0].max() == pictures[:, :, 0].max() == 0 and (pictures.max(axis=(1, 2)) > 100).mean() > 0.8, "white on black"
     assert set(done.quarantined) >= {"missing_file", "bad_label", "nothing_drawn", "malformed_row"}
     sheet = data.contact_sheet(store, done.table, tmp_path / "sheet", 48 * 1024)
     assert len(sheet) <= 48 * 1024
