@@ -116,6 +116,7 @@ def main() -> None:
         ask_below=spec["ask_below"],
         code_success_6=round(m["code_success"], 4),
         code_success_4=round(m["code_success_4"], 4),
+        code_success_served=round(m["code_success_served"], 4),
         code_success_unasked=round(m["code_success_unasked"], 4),
         codes_asked=round(m["codes_asked"], 4),
         canary_changed=round(m["canary_changed"], 4),

@@ -109,7 +109,7 @@ def test_pictures_in_a_served_model_out_and_the_next_goes_on_from_it(small, engi
     (drawn / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
     land(small, store, "digits", drawn, "drawn-1", engine=engine, parent="good")
     with dg.DagsterInstance.get() as instance:
-        assert arrived(definitions, instance) == ["drawn-1"]
+        assert "drawn-1" in arrived(definitions, instance)
         second = run(definitions, instance, "drawn-1")
     gone_on = second.asset_materializations_for_node("digits__from_champion__trained_model")
     assert len(gone_on) == 1, [event.step_failure_data.error_display_string for event in second.get_step_failure_events()]

@@ -55,3 +55,14 @@ def test_every_origin_counts_alike() -> None:
 
 def test_codes_in_which_something_is_asked() -> None:
     assert codes.codes_asked(0.02, 6) == pytest.approx(0.1142, abs=1e-4)
+
+
+def test_models_are_compared_at_one_rate_of_asking() -> None:
+    """The least sure of each origin are asked, however sure a model says it is in general."""
+    random = np.random.default_rng(2)
+    confidence, origins = random.random(1_000), np.array(["mnist"] * 900 + ["drawn"] * 100)
+    sure = codes.sure_at(confidence, 0.02, origins)
+    assert [(~sure[origins == name]).sum() for name in ("mnist", "drawn")] == [18, 2]
+    assert confidence[~sure & (origins == "drawn")].max() < confidence[sure & (origins == "drawn")].min()
+    assert (codes.sure_at(confidence**9, 0.02, origins) == sure).all()
+    assert codes.sure_at(np.ones(100), 0.02, ["drawn"] * 100).sum() == 98, "also of one that is always sure"

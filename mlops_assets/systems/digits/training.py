@@ -347,14 +347,16 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
 
 
 def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> dict[str, float]:
-    """All that the gate may look at: the sets apart, each digit, whole codes at the bundle's rate of asking."""
+    """All that the gate may look at: the sets apart, each digit, whole codes at the stated rate of asking; as served: `code_success_served`
+    and `asked`, by the bundle's own threshold."""
     import numpy as np
 
     from mlops_assets.systems.digits import codes
     from mlops_assets.training import metrics
 
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    right, sure = probabilities.argmax(axis=1) == digits.labels, probabilities.max(axis=1) >= spec["ask_below"]
+    right, confidence = probabilities.argmax(axis=1) == digits.labels, probabilities.max(axis=1)
+    sure, stated = confidence >= spec["ask_below"], codes.sure_at(confidence, spec["asking_rate"], digits.origins)
     recall = {
         f"recall_{label}": float(right[digits.labels == int(label)].mean()) for label in LABELS if (digits.labels == int(label)).any()
     }
@@ -365,8 +367,9 @@ def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> dict[st
         **sets,
         **recall,
         "worst_digit_recall": min(recall.values()),
-        "code_success": codes.code_success(right, sure, digits.labels, spec["code_length"], digits.origins),
-        "code_success_4": codes.code_success(right, sure, digits.labels, 4, digits.origins),
+        "code_success": codes.code_success(right, stated, digits.labels, spec["code_length"], digits.origins),
+        "code_success_4": codes.code_success(right, stated, digits.labels, 4, digits.origins),
+        "code_success_served": codes.code_success(right, sure, digits.labels, spec["code_length"], digits.origins),
         "code_success_unasked": codes.code_success(right, np.ones_like(sure), digits.labels, spec["code_length"], digits.origins),
         "asked": rate,
         "codes_asked": codes.codes_asked(rate, spec["code_length"]),
