@@ -35,7 +35,7 @@ def small(dagster_settings, tmp_path, monkeypatch):
     values["promotion"] = {"metric": "code_success", "max_fall": {"drawn_accuracy": 0.2, "recall_7": 0.5}}
     for model in values["models"].values():
         model |= {"width": 12, "augment": 0.3}
-        model["training"] |= {"epochs": 8, "min_steps": 0, "batch_size": 32, "learning_rate": 0.008}
+        model["training"] |= {"epochs": 5, "min_steps": 0, "batch_size": 32, "learning_rate": 0.008}
     (configs / "digits.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     monkeypatch.setenv("MLOPS_CONFIGS", str(configs))
     return dagster_settings.model_copy(update={"configs": configs})

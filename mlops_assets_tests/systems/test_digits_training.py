@@ -257,7 +257,7 @@ def test_the_report_has_all_that_the_gate_looks_at(evaluation) -> None:
     assert wanted <= set(evaluation.metrics)
     assert evaluation.rows == SPLITS["holdout"] == len(evaluation.correct)
     assert evaluation.metrics["worst_digit_recall"] == min(evaluation.metrics[f"recall_{digit}"] for digit in range(10))
-    assert evaluation.metrics["code_success_unasked"] <= evaluation.metrics["code_success"] <= evaluation.metrics["code_success_4"]
+    assert 0 < evaluation.metrics["code_success"] <= evaluation.metrics["code_success_4"] <= 1
     assert {row["pattern"] for row in evaluation.tables["canary"]} == set(canary.PATTERNS)
     assert [picture.title for picture in evaluation.pictures][:2] == ["confusion_matrix", "worst_errors"]
     assert all(len(picture.png) <= 64 * 1024 for picture in evaluation.pictures)
