@@ -171,7 +171,7 @@ def test_sigterm_stops_everything_in_order_and_leaves_no_process(platform):
 def test_a_data_folder_without_a_known_data_set_is_refused_before_anything_starts(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     assert up.run(load_settings(home=tmp_path / "home"), data=tmp_path) == 2
-    assert "holds no data set that is known (nsmc, magnetic_tile, unsmile)" in capsys.readouterr().out
+    assert "holds no data set that is known (nsmc, magnetic_tile, unsmile, mnist)" in capsys.readouterr().out
     assert not (tmp_path / "home" / "postgres").exists()
 
 
