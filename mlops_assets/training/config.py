@@ -81,6 +81,22 @@ class BertSection(Strict):
     training: TextTrainingSection = TextTrainingSection()
 
 
+#: What `mlops train` and the launchpad may override of any training.
+TRAINING_PARAMETERS: Mapping[str, type] = {
+    "epochs": float,
+    "min_steps": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "optimizer_type": str,
+    "weight_decay": float,
+    "warmup_ratio": float,
+    "label_smoothing": float,
+    "monitor": str,
+    "early_stopping_patience": int,
+    "evaluations_per_epoch": int,
+    "checkpoints_per_epoch": int,
+    "bf16": bool,
+}
 #: What `mlops train` and the launchpad may override of a BERT and of the data set that it reads.
 BERT_PARAMETERS: Mapping[str, type] = {
     "dataset": str,
@@ -99,21 +115,9 @@ BERT_PARAMETERS: Mapping[str, type] = {
     "word_dropout": float,
     "guess_weight": float,
     "int8": bool,
-    "epochs": float,
-    "min_steps": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "optimizer_type": str,
-    "weight_decay": float,
-    "warmup_ratio": float,
-    "label_smoothing": float,
-    "monitor": str,
-    "early_stopping_patience": int,
-    "evaluations_per_epoch": int,
-    "checkpoints_per_epoch": int,
     "max_minutes": float,
     "bucketing": bool,
-    "bf16": bool,
+    **TRAINING_PARAMETERS,
 }
 OF_DATASET = ("sampling_rate", "max_length")
 

@@ -26,7 +26,7 @@ from mlops_assets.systems.digits.config import (
     ModelSection,
     TrainingSection,
 )
-from mlops_assets.training.config import chosen, override, valid
+from mlops_assets.training.config import TRAINING_PARAMETERS, chosen, override, valid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,20 +63,8 @@ PARAMETER_NAMES: Mapping[str, type] = {
     "int8": bool,
     "asking_rate": float,
     "code_length": int,
-    "epochs": float,
-    "min_steps": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "optimizer_type": str,
-    "weight_decay": float,
-    "warmup_ratio": float,
-    "label_smoothing": float,
-    "monitor": str,
-    "early_stopping_patience": int,
-    "evaluations_per_epoch": int,
-    "checkpoints_per_epoch": int,
     "max_minutes": float,
-    "bf16": bool,
+    **TRAINING_PARAMETERS,
 }
 
 

@@ -22,7 +22,7 @@ from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem,
 from mlops_assets.settings import SettingsError
 from mlops_assets.systems.tires import models
 from mlops_assets.systems.tires.config import ALIASES, LABELS, VARIANTS, DatasetSection, ModelSection, TiresConfig, TrainingSection
-from mlops_assets.training.config import chosen, override, valid
+from mlops_assets.training.config import TRAINING_PARAMETERS, chosen, override, valid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,23 +58,11 @@ PARAMETER_NAMES: Mapping[str, type] = {
     "rotation": float,
     "mirror_vertical": bool,
     "standardize": bool,
-    "epochs": float,
-    "min_steps": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "optimizer_type": str,
-    "weight_decay": float,
-    "warmup_ratio": float,
-    "label_smoothing": float,
-    "monitor": str,
     "early_stopping_min_loss": float,
     "early_stopping_min_accuracy": float,
-    "early_stopping_patience": int,
     "early_stopping_delta": float,
-    "evaluations_per_epoch": int,
-    "checkpoints_per_epoch": int,
     "max_minutes": float,
-    "bf16": bool,
+    **TRAINING_PARAMETERS,
 }
 PREPROCESSING = ("rotation", "mirror_vertical", "standardize")
 #: The configuration's name -> the parameter's, which is what the team's runs in MLflow have.
