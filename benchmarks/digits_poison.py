@@ -168,6 +168,15 @@ def trial(there: Any, config: Any, section: Any, given: list[Given], attackers: 
     return row
 
 
+def summary(row: dict[str, Any]) -> str:
+    model = row["model"]
+    return (
+        f"{row['learned_poison']} of {row['learned']} learned are poison; code success {model['code_success']}, MNIST "
+        f"{model['mnist_accuracy']}, drawn {model['drawn_accuracy']}, canary {model['canary_changed']}, stamp turned "
+        f"{row['trigger_to_target']}, error apart {row['error_apart']}, {row['verdict']}"
+    )
+
+
 def backdoor(there: Any, predictor: Any, version: str, folder: Path) -> float:
     """Share of held-out drawings of other digits that the attackers' own stamp turns to their target."""
     from mlops_assets import images, strokes
@@ -258,7 +267,7 @@ def main() -> None:
         GOAL,
         load=load,
         minutes=round((time.monotonic() - began) / 60, 1),
-        trials=[{"poison": kind, "rate": rate, "defences": defence, **row} for (kind, rate, defence), row in rows.items()],
+        trials={f"{kind} {rate:.0%} {defence}": summary(row) for (kind, rate, defence), row in rows.items()},
     )
 
 

@@ -22,7 +22,7 @@ def measure(settings: Any, world: Any, rounds: int) -> list[float]:
     with kcbert.our_server(settings) as child:
         now = kcbert.first_answer(url, body, 180, log, child)["version"]
         for number in range(rounds + 1):
-            target = world.registrar().rollback(reason="benchmark").version
+            target = world.registrar().rollback(reason="benchmark", to=3 - now).version
             committed = time.perf_counter()
             while now != target:
                 now = kcbert.first_answer(url, body, 60, log, child)["version"]

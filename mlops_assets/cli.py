@@ -7,6 +7,7 @@ Belongs here: reading arguments and words for people. Does not belong here: anyt
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -240,9 +241,10 @@ def forget(system: str, *, user: str, as_json: Json = False) -> None:
     _, config, settings = _system(system)
     if config.drawings is None:
         raise Stop(2, f"{system} keeps nothing of users: {settings.configs / f'{system}.yaml'} has no section `drawings`")
-    known = [secret for secret in (settings.require("otp_secret"), *settings.otp_former_secrets.split(",")) if secret]
+    settings.require("otp_secret")
     platform = _platform(settings)
-    done = drawn.forget_writers(platform.engine, platform.store, system, [otp.pseudonym(secret, user) for secret in known])
+    writers = [otp.pseudonym(secret, user) for secret in settings.otp_secrets()]
+    done = drawn.forget_writers(platform.engine, platform.store, system, writers)
     models = [f"{model['variant'] or system} on {model['dataset_version']}, {_registered_as(model)}" for model in done.models]
     lines = [
         f"{done.drawings} drawings deleted" + (f", also from {', '.join(done.dataset_versions)}" if done.dataset_versions else ""),
@@ -632,7 +634,7 @@ def predict(system: str, *inputs: str, version: int | None = None, as_json: Json
     url = load_settings().require("serve_url")
     try:
         content: dict[str, Any] = {"json": {"inputs": list(inputs)}}
-        if all(len(one) < 1000 and Path(one).is_file() for one in inputs) and _serves_images(url, system):
+        if all(len(one) < 1000 and os.path.isfile(one) for one in inputs) and _serves_images(url, system):
             content = {"files": [("files", (Path(one).name, Path(one).read_bytes())) for one in inputs]}
         reply = httpx.post(f"{url}/predict/{system}", **content, params={"version": version} if version else None, timeout=30)
     except httpx.HTTPError as error:
@@ -662,6 +664,8 @@ def trace(request_id: str, *, as_json: Json = False) -> None:
     with platform.engine.connect() as connection:
         found = trace_answer(connection, platform.store, settings.public_keys_path, request_id)
     receipt, dataset = found["receipt"], found["dataset"]
+    holds = f"verified  every link holds (files: {dataset['objects_checked']})"
+    verdict = holds if found["verified"] else f"PROBLEM   {'; '.join(found['problems'])}"
     lines = [
         f"request   {found['request_id']} answered {found['answered_at']}",
         f"model     {found['system']} v{found['version']}  bundle {found['bundle_sha256']}",
@@ -671,7 +675,7 @@ def trace(request_id: str, *, as_json: Json = False) -> None:
         *[f"          {o['key']}  {o['size']:,} bytes  sha256 {o['sha256']}{_deleted(o)}" for o in dataset["objects"]],
         f"code      {found['git_commit']}  seed {receipt['seed']}",
         f"runs      Dagster {found['dagster_run_id']}  MLflow {found['mlflow_run_id']}",
-        "verified  every link holds" if found["verified"] else f"PROBLEM   {'; '.join(found['problems'])}",
+        verdict,
     ]
     _out(found, as_json, lines)
     if not found["verified"]:
@@ -701,7 +705,13 @@ def retention(
     for name in [system] if system else SYSTEMS:
         _system(name)
         plans[name] = rules.apply(
-            platform.engine, platform.store, name, rollback_depth=settings.rollback_depth, actor=getpass.getuser(), dry_run=dry_run
+            platform.engine,
+            platform.store,
+            name,
+            settings.public_keys_path,
+            rollback_depth=settings.rollback_depth,
+            actor=getpass.getuser(),
+            dry_run=dry_run,
         )
     value = {
         name: {"keep": [vars(k) for k in plan.keep], "delete": [{"bundle_sha256": d, "version": v, "bytes": b} for d, v, b in plan.delete]}

@@ -1,4 +1,4 @@
-"""From the bytes of a picture to pixels: the one way in which cleaning, training and the server read an image.
+"""From the bytes of a picture to pixels, the one way in which cleaning, training and the server read an image; and back, for people.
 
 Pictures come from strangers: what decoding would cost is known from the header before a pixel is decoded, and only formats that photos come
 in are read at all. Belongs here: limits, decoding, orientation, colour, size. Does not belong here: where pictures come from, models.
@@ -7,6 +7,7 @@ in are read at all. Belongs here: limits, decoding, orientation, colour, size. D
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,26 @@ def to_array(data: bytes, size: int, *, limits: Limits = DEFAULT) -> np.ndarray:
     import numpy as np
     from PIL.Image import Resampling
 
-    picture = decode(data, limits=limits)
-    return np.asarray(picture.resize((size, size), Resampling.BILINEAR), np.uint8)
+    picture = load(data, limits=limits)
+    try:
+        if picture.mode != "L" or "transparency" in picture.info:
+            picture = _rgb(picture)
+        # A grey photo has three equal channels: it is resized once, and the pixels are the same.
+        return np.asarray(picture.resize((size, size), Resampling.BILINEAR).convert("RGB"), np.uint8)
+    except (OSError, ValueError) as error:
+        raise _damaged(error) from None
+
+
+def png_within(limit: int, attempts: Iterable[tuple[Image, int]]) -> bytes:
+    """The PNG of the first (picture, colours) that has at most `limit` bytes; of the last, when none has."""
+    from PIL.Image import Dither
+
+    for picture, colours in attempts:
+        out = io.BytesIO()
+        picture.quantize(colours, dither=Dither.NONE).save(out, "PNG", optimize=True)
+        if out.tell() <= limit:
+            break
+    return out.getvalue()
 
 
 def check_size(data: bytes, limits: Limits = DEFAULT) -> None:

@@ -28,7 +28,7 @@ MAX_URL_CHARACTERS: Final = 2048
 FORGET_SECONDS: Final = 300
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class BadToken(ValueError):
@@ -141,15 +141,17 @@ def _session(payload: Any) -> Session:
     if type(expires) is not int:
         raise ValueError("expires: unix seconds")
     if not (isinstance(url, str) and _is_url(url)):
-        raise ValueError("verify_url: https://..., or http:// on this machine")
+        raise ValueError("verify_url: https://..., or http:// on this machine, the host in ASCII (punycode)")
     return Session(session, user, length, expires, url)
 
 
 def _is_url(url: str) -> bool:
     """The code is sent there: nowhere without encryption but to this machine itself."""
     parts = urlsplit(url)  # ValueError for what is none
-    local = parts.scheme == "http" and parts.hostname in _LOOPBACK
-    return bool(parts.hostname) and len(url) <= MAX_URL_CHARACTERS and (parts.scheme == "https" or local)
+    local = parts.scheme == "http" and parts.hostname in LOOPBACK
+    # The address goes into a header of the page: a host's own characters alone (of other scripts: punycode), and a port that is one.
+    plain = bool(re.fullmatch(r"[0-9A-Za-z.\-]+|[0-9a-f:.]+", parts.hostname or "")) and (parts.port or 0) >= 0
+    return plain and len(url) <= MAX_URL_CHARACTERS and (parts.scheme == "https" or local)
 
 
 def _mac(secret: str, message: str) -> bytes:

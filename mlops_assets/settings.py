@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     JsonConfigSettingsSource,
@@ -82,11 +82,12 @@ class Settings(BaseSettings):
     api_token: str | None = None
     """Bearer token for HTTP calls that write; without one they are refused."""
 
-    otp_secret: str | None = Field(default=None, min_length=32, repr=False)
-    """Shared with the caller's back-end: signs one-time-code sessions. Without it `/otp` only practises and keeps nothing."""
+    otp_secret: str | None = Field(default=None, min_length=32, pattern="^[^,]*$", repr=False)
+    """Shared with the caller's back-end: signs one-time-code sessions. Without it `/otp` only practises and keeps nothing. No comma is in
+    it: it will be one of `otp_former_secrets`."""
     otp_former_secrets: str = Field(default="", repr=False)
     """Former secrets, separated by commas: pseudonyms were made with the secret of their day, and users must be found to be forgotten."""
-    otp_hold_seconds: float = Field(default=600, gt=0)
+    otp_hold_seconds: float = Field(default=600, gt=0, le=86_400)
     """So long drawings wait in memory for the back-end to say that their code was right."""
     otp_held_sessions: int = Field(default=1000, ge=1)
     """Drawings of so many sessions wait at most; those of more are dropped."""
@@ -104,7 +105,7 @@ class Settings(BaseSettings):
     """Threads of training and of the inference engine."""
     sensor_interval_seconds: int = Field(default=10, ge=5)
     settle_seconds: float = Field(default=30.0, ge=0)
-    """A version without a `_READY` marker is complete when nothing in it changed for this long."""
+    """A version without a `_READY` marker is complete when nothing in it changed for this long, unless `mlops land` has begun it."""
     max_object_bytes: int = Field(default=5 * 1024**3, gt=0)
     max_line_bytes: int = Field(default=1024**2, gt=0)
     max_run_seconds: int = Field(default=6 * 3600, gt=0)
@@ -171,6 +172,11 @@ class Settings(BaseSettings):
                 f"{name} is not set: nothing runs under {self.home}. Start the platform with `mlops up`, or set MLOPS_{name.upper()}."
             )
         return str(value)
+
+    def otp_secrets(self) -> list[str]:
+        """The secret and those of before: a user's pseudonym was made with one of them."""
+        former = [one.strip() for one in self.otp_former_secrets.split(",")]
+        return [one for one in (self.otp_secret, *former) if one]
 
     def environment(self) -> dict[str, str]:
         """The MLOPS_* (and DAGSTER_HOME) variables that make a child process see the same settings."""
@@ -346,7 +352,7 @@ class SystemConfig(Strict):
     """The part of `configs/<system>.yaml` that every system has; a system's own config type extends it."""
 
     project: ProjectSection
-    register_threshold: dict[str, float]
+    register_threshold: dict[str, FiniteFloat]
     """Metric name -> the least (for a loss: the most) that may be registered."""
     promotion: PromotionPolicy = PromotionPolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()

@@ -162,21 +162,23 @@ def _cells(ink: np.ndarray, cell: int) -> np.ndarray:
 
 def _parts(cells: np.ndarray) -> list[_Part]:
     """Parts that touch nowhere, not even at a corner."""
-    edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    framed = np.zeros((cells.shape[0], cells.shape[1] + 2), np.int8)
+    framed[:, 1:-1] = cells
+    edges = framed[:, 1:] - framed[:, :-1]
     rows, firsts = (found.tolist() for found in np.nonzero(edges == 1))
     afters = np.nonzero(edges == -1)[1].tolist()
     parent = list(range(len(rows)))
 
     def find(item: int) -> int:
-        while parent[item] != item:
-            item = parent[item]
+        while (above := parent[item]) != item:
+            parent[item] = item = parent[above]
         return item
 
-    above = 0
+    before = 0
     for number, row in enumerate(rows):
-        while rows[above] < row - 1 or (rows[above] == row - 1 and afters[above] < firsts[number]):
-            above += 1
-        other = above
+        while rows[before] < row - 1 or (rows[before] == row - 1 and afters[before] < firsts[number]):
+            before += 1
+        other = before
         while rows[other] == row - 1 and firsts[other] <= afters[number]:
             parent[find(other)] = find(number)
             other += 1
@@ -276,10 +278,14 @@ def _upright(canvas: np.ndarray) -> np.ndarray:
     slant = float(y @ (floats @ x)) / tall
     slant = min(max(slant, -MOST_SLANT), MOST_SLANT)
     middle = float(rows @ _AT) / mass
-    turned = Image.fromarray(canvas).transform(
-        canvas.shape[::-1], Image.Transform.AFFINE, (1, slant, -slant * middle, 0, 1, 0), Image.Resampling.BILINEAR
+    drawn = np.flatnonzero(rows)
+    top, bottom = int(drawn[0]), int(drawn[-1]) + 1  # rows stay where they are: only those with ink are worth the work
+    turned = Image.fromarray(canvas[top:bottom]).transform(
+        (CANVAS, bottom - top), Image.Transform.AFFINE, (1, slant, slant * (top - middle), 0, 1, 0), Image.Resampling.BILINEAR
     )
-    return np.asarray(turned)
+    upright = np.zeros_like(canvas)
+    upright[top:bottom] = np.asarray(turned)
+    return upright
 
 
 def _even(canvas: np.ndarray) -> np.ndarray:
@@ -302,13 +308,13 @@ def stroke_width(canvas: np.ndarray) -> float:
 def _spread(canvas: np.ndarray, steps: int, better: np.ufunc) -> np.ndarray:
     """Each point becomes the best of its neighbours, `steps` times, alternately in a cross and in a square: nearly round."""
     for step in range(steps):
-        padded = np.pad(canvas, 1)
-        across = better(better(padded[1:-1, :-2], padded[1:-1, 2:]), padded[1:-1, 1:-1])
-        if step % 2:
-            padded = np.pad(across, ((1, 1), (0, 0)))
-            canvas = better(better(padded[:-2], padded[2:]), across)
-        else:
-            canvas = better(across, better(padded[:-2, 1:-1], padded[2:, 1:-1]))
+        square = canvas.copy()
+        better(square[:, 1:], canvas[:, :-1], out=square[:, 1:])
+        better(square[:, :-1], canvas[:, 1:], out=square[:, :-1])
+        above = square.copy() if step % 2 else canvas
+        better(square[1:], above[:-1], out=square[1:])
+        better(square[:-1], above[1:], out=square[:-1])
+        canvas = square
     return canvas
 
 

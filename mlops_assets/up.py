@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlops_assets import otp
 from mlops_assets.dagster_api import DIRECT, graphql, is_run_worker
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
@@ -205,7 +206,10 @@ class Platform:
         settings, taken = self.settings, set[int]()
         host = settings.reached_at
         chosen: dict[str, Any] = {}
-        for name in (*PORTS, *(["otp_demo_port"] if self._demo else [])):
+        self._code_demo = self._demo and host.strip("[]") in otp.LOOPBACK
+        if self._demo and not self._code_demo:
+            self._say("warn", f"without the code demo: a one-time code goes unencrypted to this machine alone, not to {host}")
+        for name in (*PORTS, *(["otp_demo_port"] if self._code_demo else [])):
             wanted = getattr(settings, name)
             chosen[name] = free_port(settings.host, wanted, taken)
             if chosen[name] != wanted:
@@ -222,7 +226,7 @@ class Platform:
         chosen["serve_url"] = f"http://{host}:{chosen['serve_port']}"
         chosen["staging_url"] = f"http://{host}:{chosen['staging_port']}"
         chosen["dagster_url"] = f"http://{host}:{chosen['dagster_port']}"
-        if self._demo and not settings.otp_secret:
+        if self._code_demo and not settings.otp_secret:
             chosen["otp_secret"] = kept_secret(settings.home / "keys" / "otp_demo")
         self._own_mlflow = settings.mlflow_tracking_uri is None
         self._chosen = chosen
@@ -234,13 +238,13 @@ class Platform:
             "Dashboard": f"http://{host}:{chosen['dashboard_port']}",
             "TensorBoard": f"http://{host}:{chosen['tensorboard_port']}",
         }
-        if self._demo:
+        if self._code_demo:
             self.links["Code demo"] = f"http://{host}:{chosen['otp_demo_port']}"
         self.settings = settings.model_copy(update=chosen)
 
     def _publish(self) -> None:
         """What every other command on this machine reads; whole or not at all."""
-        extra = {"mark": self.mark, "pid": os.getpid(), "links": self.links}
+        extra = {"mark": self.mark, "pid": os.getpid(), "links": self.links, "own_mlflow": self._own_mlflow}
         aside = self.services_file.with_suffix(".new")
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -370,7 +374,7 @@ class Platform:
             address=links["TensorBoard"],
             after=["serve"],
         )
-        if self._demo:
+        if self._code_demo:
             yield service(
                 "otp-demo",
                 [*python, "mlops_assets.otp_demo"],

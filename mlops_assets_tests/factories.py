@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets.lifecycle import bundle, ledger
 from mlops_assets.lifecycle.registrar import Registrar, Registration
 from mlops_assets.lifecycle.report import ChampionScore, Report
-from mlops_assets.lifecycle.signing import ensure_key
+from mlops_assets.lifecycle.signing import ensure_key, load_signer
 from mlops_assets.settings import Settings, SystemConfig
 from mlops_assets.store import ObjectStore
 
@@ -49,8 +49,8 @@ class World:
     def registrar(self, config: SystemConfig | None = None, actor: str = "test") -> Registrar:
         return Registrar(self.engine, self.settings, config or self.config, actor=actor)
 
-    def dataset(self, version: str, *, age_hours: float = 0) -> None:
-        """A frozen dataset version that arrived `age_hours` ago."""
+    def dataset(self, version: str, *, age_hours: float = 0) -> str:
+        """A frozen dataset version that arrived `age_hours` ago, or the one there is. Returns its manifest's digest."""
         from sqlalchemy import text
 
         with self.engine.begin() as connection:
@@ -61,10 +61,14 @@ class World:
                 ),
                 {"s": self.system, "v": version, "m": manifest_of(version), "at": datetime.now(UTC) - timedelta(hours=age_hours)},
             )
+            row = connection.execute(
+                text("SELECT manifest_sha256 FROM dataset_version WHERE system = :s AND version = :v"), {"s": self.system, "v": version}
+            )
+            return str(row.scalar_one())
 
     def attempt(self, version: str = "v1", *, folder: Path | None = None, content: str = "weights", variant: str = "") -> ledger.Attempt:
         """An attempt whose bundle is `folder`, or a small one made of `content`."""
-        self.dataset(version)
+        manifest = self.dataset(version)
         if folder is None:
             folder = self.settings.home / "made" / content
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ class World:
                     system=self.system,
                     variant=variant,
                     dataset_version=version,
-                    manifest_sha256=manifest_of(version),
+                    manifest_sha256=manifest,
                     config={"epochs": 1},
                     config_sha256="c",
                     code_version="1",
@@ -116,7 +120,7 @@ class World:
                 "created_at": datetime.now(UTC),
                 "champion": compared,
             }
-            return ledger.record_report(connection, Report(**{**values, **changes}), None)
+            return ledger.record_report(connection, Report(**{**values, **changes}), None, load_signer(self.settings))
 
     def registered(
         self, version: str = "v1", metrics: Mapping[str, float] | None = None, *, config: SystemConfig | None = None, **attempt: Any

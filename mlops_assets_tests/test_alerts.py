@@ -167,6 +167,19 @@ def test_a_training_that_was_resumed_says_so_and_the_same_bundle_again_says_noth
     assert message.splitlines()[0] == "trained: toy v1: F1 0.860 on validation (0.0 min, resumed from step 120)"
 
 
+def test_where_validation_has_not_what_decides_its_own_figures_are_told(world):
+    from mlops_assets.lifecycle import pipeline
+    from mlops_assets_tests.toy import toy_system
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        watched = Watched(world, instance, {"v1": 0.86})
+    promotion = world.config.promotion.model_copy(update={"metric": "code_success"})
+    config = world.config.model_copy(update={"register_threshold": {"code_success": 0.5}, "promotion": promotion})
+    pipeline.train(watched.platform, toy_system(), config, variant="", dataset_version="v1", run_id="r")
+    (message,) = watched.outbox("trained")
+    assert "F1 0.860" in message.splitlines()[0] and "no figure" not in message
+
+
 def test_while_slack_is_down_nothing_is_lost_and_mlflow_still_hears(slack: Slack, through, world, engine):
     settings, mirrored = through("webhook"), []
     receivers = {"slack": lambda payload: notifier(settings)(payload["text"]), "mlflow.version": mirrored.append}

@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from mlops_assets.cli import main
+from mlops_assets.lifecycle.dataset import object_key
 from mlops_assets_tests.factories import GOOD, World, config_of
+from mlops_assets_tests.ingest import arrivals
 
 
 @pytest.fixture
@@ -49,6 +51,12 @@ def test_wrong_use_is_exit_2_with_the_fix(run, tmp_path):
     assert code == 2 and "missing" in last
     code, _, last = run("land", "sentiment", tmp_path, "--dataset-version", "../v1")
     assert code == 2
+
+
+def test_a_long_text_is_no_file(run, monkeypatch):
+    monkeypatch.setenv("MLOPS_SERVE_URL", "http://127.0.0.1:9")
+    code, _, last = run("predict", "sentiment", "가" * 86)  # longer than a file's name may be
+    assert code == 2 and "does not answer" in last
 
 
 @pytest.mark.parametrize(
@@ -117,23 +125,18 @@ def test_candidate_champion_archive_from_the_command_line(run, world, settings):
     assert code == 0 and "rollback" in out
 
 
-def test_trace_follows_an_answer_to_its_bytes_and_notices_a_broken_link(run, world, store):
+def test_trace_follows_an_answer_to_its_bytes_and_notices_a_broken_link(run, world, store, tmp_path):
+    arrivals.put(store, "v1", "a.txt", "rows")
+    arrivals.ready(store, "v1")
+    arrivals.tick(world.engine, store)
+    (entry,) = arrivals.freeze(world.engine, store, "v1", tmp_path).entries
     done = world.registered("v1")
     world.registrar().produce(version=1, reason="x")
-    digest = "ab" * 32
-    store.put(f"objects/sha256/ab/{digest}", b"rows")
     with world.engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, sha256) "
-                "VALUES ('sentiment', 'v1', 'landing/sentiment/v1/a.txt', 'e', 4, now(), 'accepted', :d)"
-            ),
-            {"d": digest},
-        )
         connection.execute(text("INSERT INTO answer VALUES ('req-1', 'sentiment', 1, :b, 1, now())"), {"b": done.receipt.bundle_sha256})
     code, out, _ = run("trace", "req-1")
-    assert code == 0 and "verified  every link holds" in out and digest in out and done.receipt.bundle_sha256 in out
-    store.delete(f"objects/sha256/ab/{digest}")
+    assert code == 0 and "verified  every link holds" in out and entry.sha256 in out and done.receipt.bundle_sha256 in out
+    store.delete(object_key(entry.sha256))
     code, out, last = run("trace", "req-1", "--json")
     assert code == 1 and "are gone" in last and json.loads(out.splitlines()[0])["verified"] is False
 

@@ -149,6 +149,28 @@ def test_only_the_registrar_has_the_private_key():
     assert holders == {"migrate", "code"}
 
 
+def test_what_the_code_server_makes_once_outlives_its_container(tmp_path):
+    from mlops_assets.ingest.comment_source import hash_key
+    from mlops_assets.settings import load_settings
+
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    home = re.findall(r"MLOPS_HOME=(\S+)", dockerfile)[0]
+    hash_key(load_settings(home=tmp_path))
+    (made,) = (path.parent.relative_to(tmp_path) for path in tmp_path.rglob("comments.key"))
+    assert any(volume.split(":")[1:] == [f"{home}/{made}"] for volume in ours()["code"]["volumes"])
+    folders = " ".join(re.findall(r"mkdir -p ((?:[^&]|\n)*)", dockerfile)).split()
+    for service in ours().values():
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[1] in folders, f"{volume}: Docker would make it root's"
+
+
+def test_optional_settings_reach_the_services_and_the_commit_the_image():
+    assert {"MLOPS_COMMENTS_URL", "MLOPS_SHEETS_CREDENTIALS"} <= {k for k, v in COMPOSE["x-settings"].items() if v is None}
+    assert "ARG GIT_COMMIT" in (ROOT / "deploy" / "Dockerfile").read_text()
+    for name, service in ours().items():
+        assert service["build"]["args"]["GIT_COMMIT"].startswith("${GIT_COMMIT"), name
+
+
 @pytest.mark.parametrize("name", sorted(ours()))
 def test_the_command_of_each_service_is_understood(name):
     """Without Docker: the program is asked for its help, and every option of the command must stand in it."""
@@ -208,6 +230,12 @@ def test_a_workflow_pins_every_action_to_a_commit_and_pastes_nothing_into_a_shel
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
     assert not [step["run"] for step in steps if "${{" in step.get("run", "")], "what was sent must reach a command as a variable"
     assert workflow["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("path", [p for p in WORKFLOWS if p.stem.startswith("tires-")], ids=lambda path: path.stem)
+def test_no_training_is_dropped_for_a_later_one(path):
+    """Of a concurrency group GitHub keeps one pending run and cancels the older ones."""
+    assert "concurrency" not in path.read_text()
 
 
 def test_ci_runs_what_developers_run():

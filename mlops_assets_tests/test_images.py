@@ -95,6 +95,13 @@ def test_transparent_is_white_and_16_bits_are_scaled() -> None:
     assert to_array(encoded(Image.fromarray(np.full((9, 9), 200, np.uint16))), 16).max() <= 1  # dark in 16 bits stays dark
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1"])
+def test_a_photo_is_resized_to_the_pixels_that_all_of_its_channels_would_give(mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise).convert(mode))
+    assert (to_array(data, 24) == np.asarray(decode(data).resize((24, 24), Image.Resampling.BILINEAR))).all()
+
+
 def test_a_picture_is_upright() -> None:
     picture = Image.new("RGB", (20, 10))
     picture.paste((255, 255, 255), (0, 0, 10, 10))  # the left half is white

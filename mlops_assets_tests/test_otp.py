@@ -80,6 +80,9 @@ def test_a_forged_or_damaged_token_is_refused():
         {"verify_url": "http://bank.example/verify"},
         {"verify_url": "javascript:alert(1)"},
         {"verify_url": "https://"},
+        {"verify_url": "https://인증.kr/v"},
+        {"verify_url": "https://bank.example;script-src */v"},
+        {"verify_url": "https://bank.example:port/v"},
         {"verify_url": None},
     ],
 )

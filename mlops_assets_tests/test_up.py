@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -204,3 +205,21 @@ def test_an_artifact_store_on_s3_and_no_password_on_the_command_line(tmp_path):
 def test_services_of_an_installation_with_its_own_databases_need_the_address(tmp_path):
     with pytest.raises(SettingsError, match="MLOPS_DATABASE_URL"):
         up.migrate(load_settings(home=tmp_path))
+
+
+@pytest.mark.parametrize("given", ["http://mlflow.example:5000", None])
+def test_only_the_mlflow_that_this_installation_started_is_emptied(tmp_path, given):
+    from mlops_assets.systems.sentiment.trainer import reset_tracking
+
+    started = up.Platform(load_settings(home=tmp_path, mlflow_tracking_uri=given), lambda kind, what: None)
+    started._choose_addresses(None)
+    started._publish()
+    platform = MagicMock(settings=load_settings(home=tmp_path))
+    platform.tracking.client.search_runs.return_value = [MagicMock()]
+    assert given in (None, platform.settings.mlflow_tracking_uri), "a given address is published like one of ours"
+    if given is None:
+        assert reset_tracking(platform) == 1
+        platform.settings = load_settings(home=tmp_path, mlflow_tracking_uri="http://mlflow.example:5000")
+    with pytest.raises(ValueError, match="yours is elsewhere"):
+        reset_tracking(platform)
+    assert platform.tracking.client.delete_run.call_count == (given is None)

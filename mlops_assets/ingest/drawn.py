@@ -95,11 +95,12 @@ class Kept:
     dropped: Mapping[str, int]
 
 
-def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing], section: DrawingsSection) -> Kept:
+def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing], section: DrawingsSection, *, waited: float = 0.0) -> Kept:
     """Keep a user's labelled drawings, in no order, within the limits. One transaction.
 
     Args:
         writer: the user's pseudonym.
+        waited: seconds since the user confirmed them. Who was forgotten in that time gives nothing.
     """
     from sqlalchemy import text
 
@@ -117,6 +118,13 @@ def accept(engine: Engine, system: str, writer: str, drawings: Sequence[Drawing]
         "INSERT INTO drawn (id, system, writer, label, picture, sha256, shape) VALUES (:id, :s, :w, :l, :p, :d, CAST(:shape AS bit(784)))"
     )
     with engine.begin() as connection, lock(connection, f"drawn/{system}"):
+        connection.execute(text("DELETE FROM forgotten_writer WHERE at < now() - CAST('1 day' AS interval)"))
+        gone = text(
+            "SELECT EXISTS (SELECT FROM forgotten_writer WHERE (system, writer) = (:s, :w) "
+            "AND at >= now() - make_interval(secs => :waited))"
+        )
+        if connection.execute(gone, {**values, "waited": waited}).scalar_one():
+            return Kept(0, {"forgotten": len(shuffled)})
         room = section.per_writer - int(connection.execute(count, values).scalar_one())
         for one in shuffled:
             if room <= 0:
@@ -219,14 +227,13 @@ def look(connection: Connection, system: str) -> Ledger:
 
 
 def parent_of(connection: Connection, system: str) -> str | None:
-    """The version that a cut would extend: the newest frozen one, but no cut of which the gate refused every model. What made a model
-    worse is not handed on to the next; it stays in that version, a dead end."""
+    """The version that a cut would extend: the newest frozen one, but none of which the gate refused every model. What made models worse
+    is not handed on to the next; it stays in that version, a dead end."""
     from sqlalchemy import text
 
     sql = text(
         "SELECT d.version FROM dataset_version d WHERE d.system = :s AND d.state = 'frozen' AND NOT ("
-        "EXISTS (SELECT FROM drawn_cut c WHERE (c.system, c.version) = (d.system, d.version)) "
-        "AND EXISTS (SELECT FROM verdict v WHERE (v.system, v.dataset_version) = (d.system, d.version)) "
+        "EXISTS (SELECT FROM verdict v WHERE (v.system, v.dataset_version) = (d.system, d.version)) "
         "AND NOT EXISTS (SELECT FROM verdict v WHERE (v.system, v.dataset_version) = (d.system, d.version) AND v.outcome <> 'refused')) "
         "ORDER BY d.frozen_at DESC NULLS LAST, d.version DESC LIMIT 1"
     )
@@ -243,7 +250,7 @@ def due(ledger: Ledger, section: DrawingsSection, *, asked: bool = False) -> Due
     if ledger.busy is not None:
         return Due(False, ledger.busy)
     if ledger.parent is None:
-        return Due(False, "no version is frozen yet that a cut could extend: land the data set first")
+        return Due(False, "no version is there that a cut could extend (frozen, not all of its models refused): land the data set first")
     new = f"{ledger.new} new drawings of {ledger.writers} users"
     if ledger.new == 0:
         return Due(False, "no new drawing")
@@ -445,8 +452,9 @@ class Forgotten:
 
 
 def forget_writers(engine: Engine, store: ObjectStore, system: str, writers: Sequence[str]) -> Forgotten:
-    """Delete all that was kept of these pseudonyms: rows, landed objects, frozen bytes and tables made of them. Again, there is nothing
-    left to delete, but what a killed call left is completed."""
+    """Delete all that was kept of these pseudonyms: rows, landed objects, frozen bytes and tables made of them; what they have confirmed
+    and nobody has verified yet will not be kept. Again, there is nothing left to delete, but what a killed call left is completed, and
+    named."""
     from sqlalchemy import text
 
     with engine.begin() as connection, lock(connection, f"drawn_land/{system}"), lock(connection, f"drawn/{system}"):
@@ -465,9 +473,14 @@ def forget_writers(engine: Engine, store: ObjectStore, system: str, writers: Seq
             files.append(forget.File(version, key, hashlib.sha256(index).hexdigest()))
         forget.record(connection, system, files)
         connection.execute(text("DELETE FROM drawn WHERE system = :s AND writer = ANY(:w)"), values)
+        now = text(
+            "INSERT INTO forgotten_writer (system, writer) SELECT :s, unnest(CAST(:w AS text[])) "
+            "ON CONFLICT (system, writer) DO UPDATE SET at = now()"
+        )
+        connection.execute(now, values)
         crash.reach("forget.before_commit")
     crash.reach("forget.after_commit")
-    forget.finish(engine, store, system)
+    finished = forget.finish(engine, store, system)
     with engine.connect() as connection:
-        found = forget.trained_on(connection, system, sorted({file.version for file in files}))
+        found = forget.trained_on(connection, system, sorted({*finished, *(file.version for file in files)}))
     return Forgotten(len(rows), found["dataset_versions"], found["models"])

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected
 from mlops_assets.lifecycle import dataset
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS: Final = 50_000
 EXCERPT: Final = 200
+#: Bytes that an excerpt is made of, and characters at their end that may be half of what would be masked (an e-mail address is longest).
+_LOOKED_AT: Final = 8 * EXCERPT
+_HALF: Final = 130
 #: A file of which more than this share of lines is not UTF-8 is in another encoding as a whole.
 NOT_UTF8_SHARE: Final = 0.5
 
@@ -37,11 +41,13 @@ class Reader:
     Attributes:
         open: (header line) -> how its lines are read, or why the file is not; for a file without a header it is given b"".
         holdout: whether its rows are only measured on. A row's own value under `holdout` goes over it.
+        only_file_of: a table that has one file in a version, as its rows are known by their lines; None: there may be many.
     """
 
     open: Callable[[bytes], Parse | Rejected]
     holdout: bool = False
     has_header: bool = True
+    only_file_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,17 @@ def lines_of(chunks: Iterable[bytes], limit: int) -> Iterator[bytes | Rejected]:
         pieces = chunk.split(b"\n")
         for piece in pieces[:-1]:
             if too_long or len(held) + len(piece) > limit:
-                yield Rejected("too_large", excerpt(held or piece[:EXCERPT]))
+                yield Rejected("too_large", excerpt(held + piece[:_LOOKED_AT]))
             else:
                 line = held + piece
                 yield line[:-1] if line.endswith(b"\r") else line
             held, too_long = b"", False
-        if not too_long:
-            held += pieces[-1]
-            if len(held) > limit:
-                held, too_long = held[: 4 * EXCERPT], True
+        if too_long:
+            held += pieces[-1][: _LOOKED_AT - len(held)]
+            continue
+        held += pieces[-1]
+        if len(held) > limit:
+            held, too_long = held[:_LOOKED_AT], True
     if too_long:
         yield Rejected("too_large", excerpt(held))
     elif held:
@@ -107,11 +115,13 @@ def fields_of(line: bytes, count: int) -> list[str] | Rejected:
 
 
 def excerpt(data: bytes) -> str:
-    return data[: 4 * EXCERPT].decode("utf-8", "replace").replace("\x00", "\ufffd")[:EXCERPT]
+    """The beginning of a line, masked before it is cut: half a number would not be recognized."""
+    seen = mask(data[:_LOOKED_AT].decode("utf-8", "replace").replace("\x00", "\ufffd"))
+    return (seen if len(data) < _LOOKED_AT else seen[:-_HALF])[:EXCERPT]
 
 
 def sources_of(manifest: Manifest, reader_of: Callable[[str], Reader | None]) -> tuple[list[Source], dict[str, tuple[Entry, Rejected]]]:
-    """The files to read, held-out ones first (the first of two rows with one id is kept), and the unexpected ones.
+    """The files to read, held-out ones first (the first of two rows with one id is kept), and the unexpected or second ones.
 
     Args:
         reader_of: (file name) -> how it is read; None: it is not expected.
@@ -138,7 +148,24 @@ def sources_of(manifest: Manifest, reader_of: Callable[[str], Reader | None]) ->
             source.name,
         )
     )
-    return found, unexpected
+    return _without_second(found, unexpected), unexpected
+
+
+def _without_second(found: Sequence[Source], refused: dict[str, tuple[Entry, Rejected]]) -> list[Source]:
+    """`found` without second files of a table, which join `refused`. One of the same name in an extending version is no second file."""
+    kept: list[Source] = []
+    files: dict[str, dict[str, Source]] = {}  # table -> version -> its file
+    for source in found:
+        table, version, base = source.reader.only_file_of, source.entry.from_version, source.entry.path.rsplit("/", 1)[-1]
+        if table is not None:
+            others = files.setdefault(table, {})
+            first = next(iter(others.values()), source)
+            if version in others or first.entry.path.rsplit("/", 1)[-1] != base:
+                refused[source.name] = (source.entry, Rejected("second_file", f"{table}: {first.name} is there already"))
+                continue
+            others[version] = source
+        kept.append(source)
+    return kept
 
 
 def scan(

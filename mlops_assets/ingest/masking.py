@@ -11,8 +11,18 @@ from typing import Final
 
 #: Full-width digits and dashes are typed to slip past filters.
 _D: Final = "[0-9０-９]"
-_DASH: Final = "[-－–‐]"
-_SEPARATOR: Final = "[-－–‐. ]?"
+#: Every dash of Unicode's block, the minus sign, and what a Korean or Japanese keyboard gives for a dash.
+_DASHES: Final = "-－﹣\u2010-\u2015\u2212ㅡー"
+_DASH: Final = f"[{_DASHES}]"
+_SPACES: Final = "[ \u00a0\u3000]"
+_MARK: Final = f"[{_DASHES}.．·・･ㆍ/／_＿]"
+#: Not a comma and not a colon: prices and times stay.
+_SEPARATOR: Final = f"{_SPACES}{{0,2}}({_MARK}{_SPACES}{{0,2}})?"
+_SEPARATED: Final = f"({_SPACES}{{1,2}}|{_SPACES}{{0,2}}{_MARK}{_SPACES}{{0,2}})"
+#: Between the parts of an account number: other marks stand between years and scores.
+_DASHED: Final = f"{_SPACES}{{0,2}}{_DASH}{_SPACES}{{0,2}}"
+#: A day of birth. Where any mark may follow, six digits alone are a price as well: 100000/2000000.
+_BORN: Final = f"{_D}{{2}}([0０][1-9１-９]|[1１][0-2０-２])([0０][1-9１-９]|[12１２]{_D}|[3３][01０１])"
 #: What looks like a phone number in the middle of an account number goes as a whole. Bounded, as every pattern is that can fail late:
 #: a text of a million letters must not take a million times a million steps.
 _BEFORE: Final = rf"{_D}{{0,6}}"
@@ -22,9 +32,13 @@ _COUNTRY: Final = rf"[+＋]?(82|８２){_SEPARATOR}"
 #: (name, pattern, replacement) in the order in which they are applied. Rather too much is masked than too little. Companies' numbers
 #: (1588-...) are no person's and look like years: they stay.
 MASKS: Final = (
-    ("email", r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+", "[EMAIL]"),
-    ("resident_number", rf"{_D}{{6}}[-－–‐ ]?[1-8１-８]({_D}{{6}}{_D}*|[*＊xX●○]{{6}})", "[ID]"),
-    ("card", rf"{_D}{{4}}[-－–‐ ]{_D}{{4}}[-－–‐ ]{_D}{{4}}[-－–‐ ]{_D}{{4}}", "[CARD]"),
+    ("email", r"[A-Za-z0-9._%+-]{1,64}[@＠][A-Za-z0-9-]{1,63}([.．][A-Za-z0-9-]{1,63})+", "[EMAIL]"),
+    (
+        "resident_number",
+        rf"({_D}{{6}}[{_DASHES} ]?|{_BORN}{_SEPARATOR})[1-8１-８]({_D}{{6}}{_D}*|[*＊xX●○]{{6}})",
+        "[ID]",
+    ),
+    ("card", rf"{_D}{{4}}{_SEPARATED}{_D}{{4}}{_SEPARATED}{_D}{{4}}{_SEPARATED}{_D}{{4}}", "[CARD]"),
     (
         "mobile",
         rf"{_BEFORE}({_COUNTRY}[(]?[0０]?|[(]?[0０])[1１][016789０１６７８９][)]?{_SEPARATOR}{_D}{{3,4}}{_SEPARATOR}{_D}{{4}}{_AFTER}",
@@ -33,21 +47,21 @@ MASKS: Final = (
     (
         "phone",
         rf"{_BEFORE}({_COUNTRY})?[(]?([0０][2２]|[0０][3-6３-６][1-5１-５]|[0０][7７][0０]|[0０][5５][0０]{_D}?)[)]?{_SEPARATOR}"
-        rf"{_D}{{3,4}}[-－–‐. ]{_D}{{4}}{_AFTER}",
+        rf"{_D}{{3,4}}{_SEPARATOR}{_D}{{4}}{_AFTER}",
         "[PHONE]",
     ),
-    ("abroad", rf"[+＋](82|８２){_SEPARATOR}{_D}{{1,3}}[-－–‐. ]{_D}{{3,4}}[-－–‐. ]{_D}{{4}}", "[PHONE]"),
+    ("abroad", rf"[+＋](82|８２){_SEPARATOR}{_D}{{1,3}}{_SEPARATED}{_D}{{3,4}}{_SEPARATED}{_D}{{4}}", "[PHONE]"),
     (
         "account",
-        rf"{_D}{{3,6}}{_DASH}{_D}{{2,6}}{_DASH}{_D}{{4,8}}({_DASH}{_D}{{1,3}})?"
-        rf"|{_D}{{3}}{_DASH}{_D}{{4,6}}{_DASH}{_D}{{2,4}}{_DASH}{_D}{{2,3}}|{_D}{{10}}{_D}*",
+        rf"{_D}{{3,6}}{_DASHED}{_D}{{2,6}}{_DASHED}{_D}{{4,8}}({_DASH}{_D}{{1,3}})?"
+        rf"|{_D}{{3}}{_DASHED}{_D}{{4,6}}{_DASHED}{_D}{{2,4}}{_DASHED}{_D}{{2,3}}|{_D}{{10}}{_D}*",
         "[ACCOUNT]",
     ),
 )
 
 _COMPILED: Final = tuple((re.compile(pattern), replacement) for _, pattern, replacement in MASKS)
-#: A text without these needs no pattern: nine of ten comments.
-_SUSPICIOUS: Final = re.compile(rf"@|{_D}[-－–‐. )]?{_D}[-－–‐. )]?{_D}")
+#: A text without these needs no pattern (each needs three digits in a row): nine of ten comments.
+_SUSPICIOUS: Final = re.compile(rf"[@＠]|{_D}{{3}}")
 
 
 #: What people hide numbers behind: mathematical, raised and lowered digits count as plain, invisible characters as nothing.

@@ -34,7 +34,9 @@ VERSION_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 READY: Final = "_READY"
 #: Optional: the name of the version that this one extends.
 PARENT: Final = "_PARENT"
-MARKERS: Final = frozenset({READY, PARENT})
+#: Written first and removed last by `land`: while it is there and READY is not, silence does not mean that the version is complete.
+LANDING: Final = "_LANDING"
+MARKERS: Final = frozenset({READY, PARENT, LANDING})
 MAX_PARENT_BYTES: Final = 256
 #: Names that the local store itself uses for files it is still writing; it never lists them, so they must not land.
 STAGED_NAME: Final = re.compile(r"#\d+$")
@@ -96,7 +98,8 @@ def land(
 ) -> Landed:
     """Copy a file or folder into the landing zone as one dataset version, the `_READY` marker last.
 
-    The same call again is safe: what is there already is not written again, and a killed landing is completed.
+    The same call again is safe: what is there already is not written again, and a killed landing is completed; until then its
+    `_LANDING` marker keeps the version open, however long nothing comes.
 
     Args:
         engine: the platform's database, to see which versions are closed; by default the one of the settings. Where there is none
@@ -129,11 +132,14 @@ def land(
                 f"Land under a new name: `mlops land {system} {path} --dataset-version NEW` (with `--parent {version}` to extend it)."
             )
         return Landed(system, version, len(files), size, unchanged=True)
-    _write(store, prefix, missing, there, size, progress)
-    if parent is not None:
-        store.put(f"{prefix}/{PARENT}", parent.encode())
+    markers = {f"{prefix}/{LANDING}": b""} | ({f"{prefix}/{PARENT}": parent.encode()} if parent is not None else {})
+    _write(store, prefix, {**markers, **missing}, there, size, progress)
     crash.reach("land.before_ready")
     store.put(f"{prefix}/{READY}", b"")
+    try:
+        store.delete(f"{prefix}/{LANDING}")
+    except Exception as error:  # _READY outweighs it: whoever may write and not delete has landed all the same
+        logger.warning("%s/%s could not be removed (%s); it does no harm", prefix, LANDING, error)
     return Landed(system, version, len(files), size, unchanged=False)
 
 
@@ -232,29 +238,31 @@ def _same(store: ObjectStore, there: ObjectInfo | None, frozen: str | None, file
 def _write(
     store: ObjectStore,
     prefix: str,
-    files: Mapping[str, Path],
+    contents: Mapping[str, Path | bytes],
     there: Collection[str],
     total: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
     done = 0
     written: list[str] = []
-    for key, file in files.items():
+    for key, content in contents.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        name = key.removeprefix(prefix + "/")
         try:
             if key not in there:
                 written.append(key)
-            store.put(key, file)
+            store.put(key, content)
         except Exception as error:
             if not is_disk_full(error):
                 raise
             _remove(store, prefix, written)
             raise LandingError(
-                f"no space left in {store.url} while landing {file.name} ({file.stat().st_size} bytes, {total} in all). "
+                f"no space left in {store.url} while landing {name} ({size} bytes, {total} in all). "
                 "What this call had written is removed. Free space or set MLOPS_OBJECT_STORE_URL to a larger store, then land again."
             ) from error
-        done += file.stat().st_size
-        if progress is not None:
-            progress(key.removeprefix(prefix + "/"), done, total)
+        done += size
+        if progress is not None and not is_marker(key):
+            progress(name, done, total)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -312,9 +320,13 @@ class Completion:
 
 
 def completion(
-    *, ready: bool, objects: int, quiet_seconds: float, settle_seconds: float, parent: str | None, parent_state: str | None
+    *, ready: bool, landing: bool, objects: int, quiet_seconds: float, settle_seconds: float, parent: str | None, parent_state: str | None
 ) -> Completion:
-    """When a version is complete: marked ready, or unchanged for the quiet period; and its parent, if any, frozen."""
+    """When a version is complete: marked ready, or unchanged for the quiet period and not being landed; and its parent, if any, frozen."""
+    if landing and not ready:
+        return Completion(
+            False, f"`mlops land` has begun and not ended ({LANDING} is there): if it was killed, the same command completes it"
+        )
     if not ready and objects == 0:
         return Completion(False, "no object yet")
     if not ready and quiet_seconds < settle_seconds:
@@ -384,11 +396,14 @@ def _read_version(engine: Engine, store: ObjectStore, system: str, version: str,
 
     prefix = prefix_of(system, version)
     # The marker before the listing: a listing is not atomic, and `_READY` sorts among the keys. A marker first seen in a page would let a
-    # version close without the objects that were written while the earlier pages were read.
+    # version close without the objects that were written while the earlier pages were read. And `_LANDING` before `_READY`: a landing that
+    # ends in between is ready, not silent.
+    landing = store.exists(f"{prefix}/{LANDING}")
     ready = store.exists(f"{prefix}/{READY}")
     objects = {info.key: info for info in store.list(prefix)}
     parent = _read_parent(store, objects.pop(f"{prefix}/{PARENT}", None))
     objects.pop(f"{prefix}/{READY}", None)
+    landing = objects.pop(f"{prefix}/{LANDING}", None) is not None or landing
     crash.reach("tick.after_listing")
     key = {"s": system, "v": version}
     with engine.begin() as connection:
@@ -409,6 +424,7 @@ def _read_version(engine: Engine, store: ObjectStore, system: str, version: str,
             connection.execute(text("UPDATE dataset_version SET changed_at = clock_timestamp() WHERE system = :s AND version = :v"), key)
         verdict = completion(
             ready=ready,
+            landing=landing,
             objects=len(objects),
             quiet_seconds=0.0 if recorded else float(row.quiet),
             settle_seconds=settle_seconds,
@@ -427,7 +443,7 @@ def _read_version(engine: Engine, store: ObjectStore, system: str, version: str,
         else:
             connection.execute(
                 text("UPDATE dataset_version SET reason = :r WHERE system = :s AND version = :v AND reason IS DISTINCT FROM :r"),
-                {**key, "r": verdict.why if parent else None},
+                {**key, "r": verdict.why if parent or landing else None},
             )
         crash.reach("tick.before_commit")
     crash.reach("tick.after_commit")

@@ -144,21 +144,29 @@ def read_google(
         )
         client.set_timeout(ANSWER_SECONDS)
         book = client.open_by_key(sheet.spreadsheet)
-        worksheet = book.get_worksheet(0) if sheet.worksheet is None else book.worksheet(sheet.worksheet)
-        if worksheet.row_count > sheet.max_rows:
-            raise SheetError(
-                f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: "
-                "remove the empty ones, or raise `max_rows`"
-            )
+        worksheet = _opened(book, sheet)
         grid = _grid(worksheet, sheet.page_rows)
-        if worksheet.row_count > sheet.page_rows:
-            for _ in range(READINGS):
-                before, grid = grid, _grid(worksheet, sheet.page_rows)
-                if grid == before:
-                    break
-            else:
-                raise SheetError(f"{worksheet.title} changes while it is read: somebody works in it. The next reading will do.")
+        for _ in range(READINGS):
+            # Its size is asked for anew: a row that was inserted meanwhile pushes the last one beyond the size that was read to.
+            before, again = grid, _opened(book, sheet)
+            if again.row_count == worksheet.row_count <= sheet.page_rows:
+                break
+            worksheet, grid = again, _grid(again, sheet.page_rows)
+            if grid == before:
+                break
+        else:
+            raise SheetError(f"{worksheet.title} changes while it is read: somebody works in it. The next reading will do.")
     return table_of(grid, f"the worksheet {worksheet.title!r}", required)
+
+
+def _opened(book: gspread.Spreadsheet, sheet: GoogleSheet) -> gspread.Worksheet:
+    """The worksheet with its size now. Raises SheetError: it is too long."""
+    worksheet = book.get_worksheet(0) if sheet.worksheet is None else book.worksheet(sheet.worksheet)
+    if worksheet.row_count > sheet.max_rows:
+        raise SheetError(
+            f"{worksheet.title} has {worksheet.row_count} rows, the limit is {sheet.max_rows}: remove the empty ones, or raise `max_rows`"
+        )
+    return worksheet
 
 
 def _grid(worksheet: gspread.Worksheet, page_rows: int) -> list[list[str]]:

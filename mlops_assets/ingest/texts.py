@@ -55,7 +55,6 @@ class Rules:
         schema: of the cleaned table.
         cleaned: surviving rows -> rows of the cleaned table.
         excerpt: a judged row -> what quarantine shows of it.
-        shown: what quarantine may show of a text that was not read.
         file_reasons: reason code -> what it means.
         store_rows: (connection, manifest, parts) puts the cleaned rows into the system's tables, in the transaction of everything else.
         is_stored: whether they are there.
@@ -75,7 +74,6 @@ class Rules:
     file_reasons: Mapping[str, str]
     store_rows: Callable[[Connection, Manifest, Sequence[Path]], None]
     is_stored: Callable[[Connection, PublishedTable], bool]
-    shown: Callable[[str], str] = str
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------------------
@@ -339,7 +337,7 @@ def _split_result(files: Sequence[Path], scanned: Scanned, scratch: Path, rules:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    result = _Result(quarantine=[(source, line, what.code, rules.shown(what.excerpt)) for source, line, what in scanned.rejected])
+    result = _Result(quarantine=[(source, line, what.code, what.excerpt) for source, line, what in scanned.rejected])
     writer: pq.ParquetWriter | None = None
     for rows in _in_order(files, scanned.lines):
         alive = pc.is_null(rows["reason"])

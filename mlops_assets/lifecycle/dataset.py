@@ -609,7 +609,7 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
         raise DatasetError(
             f"files of {system} {version} were deleted on request while it was cleaned: materialize `{system}/cleaned` again"
         )
-    found = CleanedTable(system, version, table.manifest_sha256, folder, table.rows, forgotten)
+    found = CleanedTable(system, version, table.manifest_sha256, folder, table.rows, forgotten, table.sha256)
     if folder.is_dir() and all((folder / p.name).is_file() and sha256_file(folder / p.name) == p.sha256 for p in table.parts):
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -39,13 +39,18 @@ def record(connection: Connection, system: str, files: Iterable[File]) -> None:
         connection.execute(sql, {"s": system, "v": file.version, "k": file.key, "d": file.sha256})
 
 
-def finish(engine: Engine, store: ObjectStore, system: str) -> None:
-    """Delete the bytes of what is forgotten and not yet gone, and every table that was cleaned from it (they are made again without)."""
+def finish(engine: Engine, store: ObjectStore, system: str) -> list[str]:
+    """Delete the bytes of what is forgotten and not yet gone, and every table that was cleaned from it (they are made again without).
+
+    Returns:
+        The versions that it was in.
+    """
     from sqlalchemy import text
 
     with engine.connect() as connection:
-        sql = text("SELECT DISTINCT version FROM forgotten_object WHERE system = :s AND NOT finished ORDER BY version")
-        versions = [str(version) for version in connection.execute(sql, {"s": system}).scalars()]
+        sql = text("SELECT version, key FROM forgotten_object WHERE system = :s AND NOT finished ORDER BY version, key")
+        files = connection.execute(sql, {"s": system}).all()
+        versions = sorted({str(file.version) for file in files})
         affected = _with_heirs(connection, system, versions)
     for version in versions:
         delete_bytes(engine, store, system, version)
@@ -54,8 +59,10 @@ def finish(engine: Engine, store: ObjectStore, system: str) -> None:
         for info in list(store.list(f"cleaned/{system}/{version}")):
             store.delete(info.key)
     with engine.begin() as connection:
-        mark = text("UPDATE forgotten_object SET finished = true WHERE system = :s AND version = ANY(:v) AND NOT finished")
-        connection.execute(mark, {"s": system, "v": versions})
+        # These alone: of what others had forgotten meanwhile the bytes may still be there.
+        mark = text("UPDATE forgotten_object SET finished = true WHERE system = :s AND key = ANY(:k)")
+        connection.execute(mark, {"s": system, "k": [file.key for file in files]})
+    return versions
 
 
 def delete_bytes(engine: Engine, store: ObjectStore, system: str, version: str) -> int:

@@ -76,7 +76,7 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
     compared = report.champion
     beside = f" (champion {compared.metrics[policy.metric]:.3f})" if compared and policy.metric in compared.metrics else ""
     for metric, threshold in policy.thresholds.items():
-        if better(metric, report.metrics[metric], threshold) < 0:
+        if not better(metric, report.metrics[metric], threshold) >= 0:  # a NaN is below everything
             sign = ">" if metric in LESS_IS_BETTER else "<"
             shown = beside if metric == policy.metric else ""
             return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")

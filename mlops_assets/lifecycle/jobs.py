@@ -221,6 +221,7 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
             platform.engine,
             platform.store,
             name,
+            platform.settings.public_keys_path,
             rollback_depth=platform.settings.rollback_depth,
             actor=f"run:{context.run_id[:8]}",
             dry_run=config.dry_run,

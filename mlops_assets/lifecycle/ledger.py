@@ -1,21 +1,22 @@
 """The append-only rows that the lifecycle writes and reads: attempts, reports, verdicts, and the references assets hand to each other.
 
-Belongs here: one function per row kind. Does not belong here: deciding or signing.
+Belongs here: one function per row kind. Does not belong here: deciding, keys.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle.bundle import File, Files
 from mlops_assets.lifecycle.gate import Verdict
 from mlops_assets.lifecycle.report import Report
+from mlops_assets.lifecycle.signing import BadSignature, Signer, verify
 from mlops_assets.settings import canonical
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 class LedgerError(RuntimeError):
     """A row that was asked for does not exist, or is not what it says. The message names the next command."""
+
+
+class UnverifiedReport(LedgerError):
+    """A report that was not written through `record_report`, or was changed since: no evidence of anything."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +127,17 @@ def attempt(connection: Connection, attempt_id: int) -> Attempt:
     )
 
 
-def record_report(connection: Connection, report: Report, dagster_run_id: str | None) -> int:
+def record_report(connection: Connection, report: Report, dagster_run_id: str | None, signer: Signer) -> int:
+    """Write the evidence, signed: who can only INSERT cannot make any."""
     from sqlalchemy import text
 
+    body = canonical(report.body())
     return int(
         connection.execute(
             text(
                 "INSERT INTO report (attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, body, body_sha256, "
-                "dagster_run_id) VALUES (:attempt_id, :system, :bundle_sha256, :manifest_sha256, :holdout_sha256, :body, "
-                ":body_sha256, :run) RETURNING id"
+                "dagster_run_id, signature, key_id) VALUES (:attempt_id, :system, :bundle_sha256, :manifest_sha256, :holdout_sha256, "
+                ":body, :body_sha256, :run, :signature, :key_id) RETURNING id"
             ),
             {
                 "attempt_id": report.attempt_id,
@@ -138,28 +145,44 @@ def record_report(connection: Connection, report: Report, dagster_run_id: str | 
                 "bundle_sha256": report.bundle_sha256,
                 "manifest_sha256": report.manifest_sha256,
                 "holdout_sha256": report.holdout_sha256,
-                "body": canonical(report.body()),
+                "body": body,
                 "body_sha256": report.sha256,
                 "run": dagster_run_id,
+                "signature": signer.sign(_signed(report.attempt_id, body)),
+                "key_id": signer.key_id,
             },
         ).scalar_one()
     )
 
 
-def report(connection: Connection, report_id: int | None) -> Report | None:
+def report(connection: Connection, report_id: int | None, public_keys: Path) -> Report | None:
     """The report as it was written; None when there is none.
 
     Raises:
-        LedgerError: its body no longer has the digest that it was written with.
+        UnverifiedReport: it is not signed, or is not what was signed.
     """
     from sqlalchemy import text
 
-    row = connection.execute(text("SELECT body::text AS written, body_sha256 FROM report WHERE id = :id"), {"id": report_id}).first()
+    row = connection.execute(
+        text("SELECT attempt_id, body::text AS written, signature, key_id FROM report WHERE id = :id"), {"id": report_id}
+    ).first()
     if row is None:
         return None
-    if hashlib.sha256(row.written.encode()).hexdigest() != row.body_sha256:
-        raise LedgerError(f"report {report_id} was changed after it was written: materialize evaluation_report again")
+    if row.signature is None or row.key_id is None:
+        raise UnverifiedReport(f"report {report_id} is not signed (older than schema 0009, or not written by the platform): {_AGAIN}")
+    try:
+        verify(_signed(row.attempt_id, row.written), row.signature, row.key_id, public_keys)
+    except BadSignature as error:
+        raise UnverifiedReport(f"report {report_id} is not what the platform wrote ({error}): {_AGAIN}") from None
     return Report.from_body(json.loads(row.written))
+
+
+_AGAIN = "materialize evaluation_report again"
+
+
+def _signed(attempt_id: int, body: str) -> str:
+    """What of a report is signed. No JSON, so that it never passes for the payload of a receipt or a promotion, which one key signs too."""
+    return f"report of attempt {attempt_id}\n{body}"
 
 
 def record_verdict(

@@ -118,7 +118,8 @@ class Mirror:
         with self.engine.connect() as connection:
             champion, _ = promotion.latest_verified(connection, system, "champion", self.public_keys)
             candidate, _ = promotion.latest_verified(connection, system, "candidate", self.public_keys)
-            former = [p for p in promotion.history(connection, system, "champion") if champion and p.version != champion.version]
+            rows = promotion.verified_history(connection, system, "champion", self.public_keys)
+            former = [p for p in rows if champion and p.version != champion.version]
         wanted: dict[str, str] = {}
         if champion is not None:
             wanted["champion"] = self.ensure_version(champion.receipt)

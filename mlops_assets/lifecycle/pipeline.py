@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
 from mlops_assets.lifecycle.report import ChampionScore, Report, label
+from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import Settings, SystemConfig, canonical, git_commit
 from mlops_assets.tracking import TrackedRun, Tracking
@@ -133,6 +134,7 @@ def context_of(
         "system": system.name,
         "variant": variant,
         "manifest": table.manifest_sha256,
+        "table": table.sha256,  # the manifest stays the same when it is cleaned again to other rows
         "parameters": dict(parameters),
         "seed": seed,
         "code": code_version(system, variant),
@@ -299,17 +301,23 @@ def train(
 
 
 def _trained(attempt: ledger.Attempt, trained: Trained, minutes: float, config: SystemConfig) -> str:
-    """What people are told of an attempt: the figures that will decide about it, as validation had them."""
-    named = {f"validation_{metric.lower()}": metric.lower() for metric in (config.promotion.metric, *config.register_threshold)}
-    figures = [f"{label(metric)} {trained.metrics[name]:.3f}" for name, metric in named.items() if name in trained.metrics]
+    """What people are told of an attempt: the figures that will decide about it, as validation had them, or else what validation had."""
+    deciding = [f"validation_{metric.lower()}" for metric in dict.fromkeys((config.promotion.metric, *config.register_threshold))]
+    named = [name for name in deciding if name in trained.metrics] or [name for name in trained.metrics if name.startswith("validation_")]
+    figures = [f"{label(name.removeprefix('validation_'))} {trained.metrics[name]:.3f}" for name in named]
     from_step = trained.resumed_from_step
     how = f"{minutes:.1f} min" + (f", resumed from step {from_step}" if from_step is not None else ", not resumed")
     return f"trained: {attempt.title}: {', '.join(figures) or 'no figure'} on validation ({how})"
 
 
 def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id: str) -> Evaluated:
-    """Run the attempt's exported bundle, fetched from the store and verified, over the holdout; the champion over the same rows."""
+    """Run the attempt's exported bundle, fetched from the store and verified, over the holdout; the champion over the same rows.
+
+    Raises:
+        KeyProblem: the report could not be signed. Before anything is measured.
+    """
     settings = platform.settings
+    signer = load_signer(settings)
     with platform.engine.connect() as connection:
         attempt = ledger.attempt(connection, attempt_id)
         champion, _ = promotion.latest_verified(connection, system.name, "champion", settings.public_keys_path)
@@ -337,7 +345,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         tables=dict(evaluation.tables),
     )
     with platform.engine.begin() as connection:
-        report_id = ledger.record_report(connection, report, run_id)
+        report_id = ledger.record_report(connection, report, run_id, signer)
     _mirror_report(platform, attempt, evaluation)
     return Evaluated(report_id, report, evaluation)
 

@@ -100,6 +100,19 @@ def latest_verified(connection: Connection, system: str, channel: Channel, publi
     return None, rejected
 
 
+def verified_history(connection: Connection, system: str, channel: Channel, public_keys: Path) -> list[Promotion]:
+    """Newest first, the rows that verify: what is decided from, where `history` is what people are shown."""
+
+    def genuine(found: Promotion) -> bool:
+        try:
+            verify(found, public_keys)
+        except BadSignature:
+            return False
+        return True
+
+    return [found for found in history(connection, system, channel, limit=1000) if genuine(found)]
+
+
 def history(
     connection: Connection, system: str, channel: Channel | None = None, *, limit: int = 100, at: datetime | None = None
 ) -> list[Promotion]:

@@ -107,7 +107,7 @@ class Registrar:
         Raises:
             Refused: no version qualifies. UnknownMetric: no report has that metric.
         """
-        found = promotion.receipts(connection, self.system)
+        found = [receipt for receipt in promotion.receipts(connection, self.system) if self._is_genuine(receipt)]
         if not found:
             raise Refused(f"{self.system} has no registered version: train one with `mlops train {self.system} --dataset-version V`")
         name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics}))
@@ -132,13 +132,14 @@ class Registrar:
             raise ValueError("a promotion by hand needs a reason: --reason TEXT")
         with self.engine.begin() as connection, self._locked(connection):
             receipt, why = self._chosen(connection, metric, version)
-            current = promotion.latest(connection, self.system, "champion")
+            current, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
             if current is not None and current.version == receipt.version:
                 raise Refused(f"{self.system} v{receipt.version} is the champion already")
             return self._append(connection, receipt, "champion", "promote", f"{reason} ({why})")
 
     def rollback(self, *, reason: str, to: int | None = None) -> Promotion:
-        """Serve a former champion again: `to`, or the one before the current.
+        """Serve a former champion again: `to`, or the one before the current was promoted. What was rolled back from does not come back by
+        rolling back once more.
 
         Raises:
             Refused: there is none, it never was champion, or its bytes are gone.
@@ -146,16 +147,20 @@ class Registrar:
         if not reason.strip():
             raise ValueError("a rollback needs a reason: --reason TEXT")
         with self.engine.begin() as connection, self._locked(connection):
-            champions = promotion.history(connection, self.system, "champion", limit=1000)
+            champions = promotion.verified_history(connection, self.system, "champion", self.public_keys)
             if not champions:
                 raise Refused(f"{self.system} has no champion to roll back from")
             current = champions[0].version
             former = list(dict.fromkeys(p.version for p in champions if p.version != current))
             if to is None and not former:
                 raise Refused(f"{self.system} v{current} is the only champion there ever was")
-            version = to if to is not None else former[0]
+            known = ", ".join(f"v{v}" for v in former) or "none"
+            promoted = next((place for place, p in enumerate(champions) if p.version == current and p.kind != "rollback"), 0)
+            before = next((p.version for p in champions[promoted:] if p.version != current), None)
+            if to is None and before is None:
+                raise Refused(f"{self.system} v{current} was the first champion; `--to VERSION` serves a later one again: {known}")
+            version = to if to is not None else before
             if version not in former:
-                known = ", ".join(f"v{v}" for v in former) or "none"
                 raise Refused(f"{self.system} v{version} never was champion before v{current}; former champions: {known}")
             receipt = self._registered(connection, version)
             return self._append(connection, receipt, "champion", "rollback", reason)
@@ -182,7 +187,10 @@ class Registrar:
         attempt = ledger.attempt(connection, attempt_id)
         if attempt.system != self.system or digest_of(attempt.bundle_files) != attempt.bundle_sha256:
             raise ledger.LedgerError(f"attempt {attempt_id} is not an intact attempt of {self.system}: train again")
-        report = ledger.report(connection, report_id)
+        try:
+            report = ledger.report(connection, report_id, self.public_keys)
+        except ledger.UnverifiedReport as error:
+            return attempt, Verdict("refused", "unverified_report", str(error)), None
         champion = self._champion(connection)
         subject = Subject(
             attempt.id,
@@ -207,6 +215,13 @@ class Registrar:
                 shown = "none" if value is None else f"{value:.3f}"
                 return f"v{receipt.version} has {label(metric)} {shown}, the threshold is {threshold:.3f}"
         return None
+
+    def _is_genuine(self, receipt: Receipt) -> bool:
+        try:
+            promotion.verify_receipt(receipt, self.public_keys)
+        except BadSignature:
+            return False
+        return True
 
     def _registered(self, connection: Connection, version: int) -> Receipt:
         from sqlalchemy import text
@@ -244,7 +259,7 @@ class Registrar:
         ).scalar()
         if known is not None:
             return self._registered(connection, known)
-        report = ledger.report(connection, report_id)
+        report = ledger.report(connection, report_id, self.public_keys)
         assert report is not None  # a missing report is refused
         version = connection.execute(
             text("SELECT coalesce(max(version), 0) + 1 FROM receipt WHERE system = :s"), {"s": self.system}

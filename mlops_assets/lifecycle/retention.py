@@ -6,10 +6,12 @@ Belongs here: what is kept and why. Does not belong here: schedules (`jobs.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlops_assets.database import lock
 from mlops_assets.lifecycle import clients, promotion
+from mlops_assets.lifecycle.signing import BadSignature
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -32,8 +34,12 @@ class Plan:
     delete: list[tuple[str, int | None, int]]
 
 
-def plan(connection: Connection, system: str, *, rollback_depth: int, recent_attempts: int = 3) -> Plan:
-    """What stays: what a channel serves, the last `rollback_depth` former champions, holds, and the newest attempts and versions."""
+def plan(connection: Connection, system: str, public_keys: Path, *, rollback_depth: int, recent_attempts: int = 3) -> Plan:
+    """What stays: what a channel serves, the last `rollback_depth` former champions, holds, and the newest attempts and versions.
+
+    Raises:
+        BadSignature: there are promotions, and none verifies: without the public keys nothing is given up.
+    """
     from sqlalchemy import text
 
     kept: dict[str, Kept] = {}
@@ -41,11 +47,13 @@ def plan(connection: Connection, system: str, *, rollback_depth: int, recent_att
     def keep(digest: str, version: int | None, why: str) -> None:
         kept.setdefault(digest, Kept(digest, version, why))
 
-    champions = promotion.history(connection, system, "champion", limit=1000)
+    champions = promotion.verified_history(connection, system, "champion", public_keys)
+    if not champions and promotion.latest(connection, system, "champion") is not None:
+        raise BadSignature(f"no promotion of {system} verifies with the keys in {public_keys}: nothing is deleted")
     former = list(dict.fromkeys((p.bundle_sha256, p.version) for p in champions))
     for index, (digest, version) in enumerate(former[: rollback_depth + 1]):
         keep(digest, version, "champion" if index == 0 else f"rollback depth {index} of {rollback_depth}")
-    candidate = promotion.latest(connection, system, "candidate")
+    candidate, _ = promotion.latest_verified(connection, system, "candidate", public_keys)
     if candidate is not None:
         keep(candidate.bundle_sha256, candidate.version, "candidate")
     held = connection.execute(
@@ -71,7 +79,9 @@ def plan(connection: Connection, system: str, *, rollback_depth: int, recent_att
     return Plan(list(kept.values()), delete)
 
 
-def apply(engine: Engine, store: ObjectStore, system: str, *, rollback_depth: int, actor: str, dry_run: bool = False) -> Plan:
+def apply(
+    engine: Engine, store: ObjectStore, system: str, public_keys: Path, *, rollback_depth: int, actor: str, dry_run: bool = False
+) -> Plan:
     """Delete the bytes that `plan` gives up, under the promotion lock: nothing can be promoted while it goes.
 
     The ledger row is committed before the bytes are deleted: a kill in between leaves bytes behind, never a version whose bytes are
@@ -80,7 +90,7 @@ def apply(engine: Engine, store: ObjectStore, system: str, *, rollback_depth: in
     from sqlalchemy import text
 
     with engine.begin() as connection, lock(connection, f"mlops_assets.promotion.{system}"):
-        found = plan(connection, system, rollback_depth=rollback_depth)
+        found = plan(connection, system, public_keys, rollback_depth=rollback_depth)
         if dry_run:
             return found
         for digest, _, size in found.delete:

@@ -29,9 +29,20 @@ def mirror_sensor(systems: Sequence[str], open_platform: Callable[[], "Platform"
         if platform.tracking.uri is None:
             return dg.SkipReason(f"{delivered} delivered; MLflow is not set (MLOPS_MLFLOW_TRACKING_URI)")
         mirror = Mirror(platform.engine, platform.tracking.client, platform.settings.public_keys_path)
-        moved = [sentence for system in systems for sentence in mirror.align(system)]
-        for sentence in moved:
-            context.log.warning(sentence)
+        moved: list[str] = []
+        failed: list[str] = []
+        for system in systems:
+            try:
+                sentences = mirror.align(system)
+            except Exception as error:  # one system's bad receipt must not leave the aliases of the others moved
+                context.log.exception(f"{system}: the aliases cannot be put back")
+                failed.append(f"{system}: {type(error).__name__}: {error}")
+                continue
+            for sentence in sentences:
+                context.log.warning(sentence)
+            moved += sentences
+        if failed:  # at the end, so that the tick fails where people look, and every system had its turn
+            raise RuntimeError(f"the aliases of {len(failed)} of {len(systems)} systems cannot be put back: " + "; ".join(failed))
         return dg.SkipReason(f"{delivered} delivered, {len(moved)} aliases put back" + "".join(f"; {m}" for m in moved))
 
     return mlflow_mirror

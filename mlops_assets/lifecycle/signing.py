@@ -1,4 +1,5 @@
-"""Ed25519 signatures over receipts and promotions: they stop accidents and writes from outside (psql, the MLflow UI, a copied row).
+"""Ed25519 signatures over reports, receipts and promotions: they stop accidents and writes from outside
+(psql, the MLflow UI, a copied row).
 
 They do not stop code that runs inside the platform's own processes: that code can read the key. Belongs here: keys, sign, verify.
 """
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BadSignature(Exception):
-    """A row that was not written by the registrar, or was changed since."""
+    """A row that was not written by the platform, or was changed since."""
 
 
 class KeyProblem(RuntimeError):
@@ -70,7 +71,7 @@ def ensure_key(settings: Settings) -> str:
 
 
 def load_signer(settings: Settings) -> Signer:
-    """The registrar's key.
+    """The platform's key.
 
     Raises:
         KeyProblem: no key, not a key, or others may read it.

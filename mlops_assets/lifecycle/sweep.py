@@ -132,34 +132,34 @@ def run(
         StudyBusy: another process works on it.
         SettingsError: no trial ran to its end.
     """
-    name = study_name(system, config, planned)
+    database_url = platform.settings.require("database_url")
     direction: Any = "minimize" if planned.metric in LESS_IS_BETTER else "maximize"
-    with (
-        tuning.open_study(platform.settings.require("database_url"), name, direction=direction, prune=planned.prune) as study,
-        pipeline.scratch_folder(platform.settings) as scratch,
-    ):
+    with pipeline.scratch_folder(platform.settings) as scratch:
         table = system.open_table(platform.store, platform.engine, planned.dataset_version, scratch / "table")
-        parent = _parent_run(platform, system, planned, name, run_id)
-        try:
-            sweep = _Sweep(platform, system, config, planned, study, table, parent, run_id, say)
-            space, trials = planned.space, planned.trials
-            tuning.search(study, space, sweep.trial, trials=trials, seed=planned.seed, minutes=planned.minutes, ended=sweep.ended)
-            swept = sweep.result()
-        except BaseException:
-            parent.finish("FAILED")
-            raise
-        parent.log_metrics({f"best/{planned.metric}": swept.best[planned.metric]}, 0)
-        parent.tag("best_trial", str(swept.best["trial"]))
-        for picture in swept.pictures:
-            parent.log_bytes(f"sweep/{picture.title}.png", picture.png)
-        parent.finish()
+        name = study_name(system, config, planned, table)
+        with tuning.open_study(database_url, name, direction=direction, prune=planned.prune) as study:
+            parent = _parent_run(platform, system, planned, name, run_id)
+            try:
+                sweep = _Sweep(platform, system, config, planned, study, table, parent, run_id, say)
+                space, trials = planned.space, planned.trials
+                tuning.search(study, space, sweep.trial, trials=trials, seed=planned.seed, minutes=planned.minutes, ended=sweep.ended)
+                swept = sweep.result()
+            except BaseException:
+                parent.finish("FAILED")
+                raise
+            parent.log_metrics({f"best/{planned.metric}": swept.best[planned.metric]}, 0)
+            parent.tag("best_trial", str(swept.best["trial"]))
+            for picture in swept.pictures:
+                parent.log_bytes(f"sweep/{picture.title}.png", picture.png)
+            parent.finish()
     return swept
 
 
-def study_name(system: ModelSystem, config: SystemConfig, planned: Plan) -> str:
-    """Trials are comparable when all but what is searched is equal: other parameters, seed or code make another study."""
+def study_name(system: ModelSystem, config: SystemConfig, planned: Plan, table: CleanedTable) -> str:
+    """Trials are comparable when all but what is searched is equal: other rows, parameters, seed or code make another study."""
     variants = planned.space.model_types if len(system.variants) > 1 else system.variants
     identity = {
+        "table": table.sha256,
         "model_types": list(planned.space.model_types),
         "learning_rate": list(planned.space.learning_rate),
         "metric": planned.metric,

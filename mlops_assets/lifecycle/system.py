@@ -25,6 +25,7 @@ class CleanedTable:
 
     `folder` holds Parquet files (downloaded from the store, read only); every row has a `split` of train, validation or holdout.
     `forgotten`: files of the version that had been deleted on request when it was made; other rows then, under the same manifest.
+    `sha256`: of its rows as they are stored. Cleaning again under other rules makes other rows under the same manifest, too.
     """
 
     system: str
@@ -33,6 +34,7 @@ class CleanedTable:
     folder: Path
     rows: int
     forgotten: int = 0
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 #: glibc's mallopt parameter of that name.
 M_ARENA_MAX = -8
+#: So long an engine thread may keep the interpreter while the event loop has answers to send. With Python's 5 ms each of the few steps of
+#: a request may wait for so long.
+SWITCH_SECONDS = 0.0005
 
 
 class Server:
@@ -102,6 +105,7 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
         listener.close()
         raise PortTaken(f"{settings.host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port") from None
     _few_heaps()
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(settings, channel)
     server.follower.restore()
     import uvicorn

@@ -1,8 +1,9 @@
 """Concurrent requests share the engine: whatever waits while it works goes into its next rounds.
 
 No timer: an idle engine starts at once, a busy one finds its next batch waiting. Each processor has an engine thread of its own that runs
-whole rounds: a model spread over the processors waits for itself at every layer, and gives a fifth less. A round is sized by time, from the
-speed just measured, so that one client's thousand texts never hold up another's single one.
+whole rounds: a model spread over the processors waits for itself at every layer, and gives a fifth less. A model whose work is mostly
+Python's has one round at a time (`one_at_a_time`): two would take the interpreter from each other and from the event loop. A round is sized
+by time, from the speed just measured, so that one client's thousand texts never hold up another's single one.
 
 Belongs here: queueing. Does not belong here: HTTP, models.
 """
@@ -76,6 +77,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._sizes: dict[int, float] = {}
         self._rounds: set[asyncio.Task[None]] = set()
+        self._occupied: set[int] = set()
         self.waiting = 0
 
     async def predict(self, predictor: Predictor, inputs: list[Any]) -> list[Answer]:
@@ -106,11 +108,14 @@ class Batcher:
         share: list[_Share] = []
         try:
             await asyncio.sleep(0)  # let what has already arrived on other connections join the first round
-            while self._jobs:
-                predictor = self._jobs[0].predictor
+            while (predictor := self._next_predictor()) is not None:
                 share = self._next_round(predictor)
                 started = time.perf_counter()
-                answered = await loop.run_in_executor(self._engine, _answer, predictor, share)
+                self._occupied.add(id(predictor))
+                try:
+                    answered = await loop.run_in_executor(self._engine, _answer, predictor, share)
+                finally:
+                    self._occupied.discard(id(predictor))
                 self._learn(predictor, sum(len(part.inputs) for part in share), time.perf_counter() - started)
                 for part, answers in answered:
                     self._deliver(part, answers)
@@ -123,12 +128,18 @@ class Batcher:
         finally:
             self._idle += 1
 
+    def _next_predictor(self) -> Predictor | None:
+        """That of the request which waits longest, of those whose round may begin; None: the threads at work go on with the others."""
+        waiting = (job.predictor for job in self._jobs)
+        return next((one for one in waiting if not (one.one_at_a_time and id(one) in self._occupied)), None)
+
     def _next_round(self, predictor: Predictor) -> list[_Share]:
         """An equal share for every request that waits for this predictor; what is unfinished goes to the end of the queue."""
         mine = [job for job in self._jobs if job.predictor is predictor]
         room = max(1, int(self._sizes.get(id(predictor), FIRST_ROUND)))
         waiting = sum(len(job.inputs) - job.taken for job in mine)
-        room = min(room, -(-waiting // (self._idle + 1)))  # idle threads get theirs
+        if not predictor.one_at_a_time:
+            room = min(room, -(-waiting // (self._idle + 1)))  # idle threads get theirs
         share: list[_Share] = []
         for position, job in enumerate(mine):
             if room <= 0:

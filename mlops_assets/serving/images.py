@@ -68,6 +68,11 @@ class ImagePredictor:
         self._session = session
 
     @property
+    def one_at_a_time(self) -> bool:
+        """Of a small network on strokes most of the work is preparing them, in Python."""
+        return self.preprocessing == STROKES
+
+    @property
     def secret_answers(self) -> bool:
         """Whether what is said must not be recorded: digits that strokes are read as are those of one-time codes."""
         return self.preprocessing == STROKES

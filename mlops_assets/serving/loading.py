@@ -25,12 +25,15 @@ LOAD_SECONDS = 60.0
 
 
 class Predictor(Protocol):
-    """What the server needs of a loaded model, whatever its kind."""
+    """What the server needs of a loaded model, whatever its kind. `one_at_a_time`: two of its rounds would hinder each other."""
 
     labels: list[str]
     system: str
     kind: str
     max_body_bytes: int
+
+    @property
+    def one_at_a_time(self) -> bool: ...
 
     def check(self, inputs: list[Any]) -> None:
         """Raises text.BadInput for what breaks a limit of one request."""

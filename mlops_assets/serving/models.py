@@ -114,8 +114,6 @@ class ModelHost:
     ) -> None:
         self.system = system
         self.channel: ledger.Channel = channel
-        self.current: Model | None = None
-        self.promotion: Promotion | None = None
         self.previous: list[Model] = []
         self.refusals: list[Refusal] = []
         self.retrying: str | None = None
@@ -128,7 +126,11 @@ class ModelHost:
         self._threads = threads
         self._on_swap = on_swap
         self._on_refusal = on_refusal
+        self._serving: tuple[Model, Promotion] | None = None
+        """One reference, replaced and never changed: the event loop reads it without the lock."""
         self._lock = threading.RLock()
+        """Held over files of this host (a swap is remembered and flushed to the disk), never over fetching, trying and loading a bundle.
+        The event loop never takes it: it would wait for the disk, and every system with it."""
         self._loading: threading.Thread | None = None
         self._loading_sequence = 0
         self._opening: list[str] = []
@@ -143,6 +145,11 @@ class ModelHost:
         self.applied = self._highest_applied()
         for path in self._bundles.glob(".*"):  # downloads that a killed process left behind
             shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def current(self) -> Model | None:
+        serving = self._serving
+        return None if serving is None else serving[0]
 
     # --- following -------------------------------------------------------------------------------------------------------------
 
@@ -192,15 +199,22 @@ class ModelHost:
             found = self._remembered()
             if found is None:
                 return False
-            try:
-                ledger.verify(found, self._public_keys)
-                model = self._open(found.receipt)
-            except Exception as error:  # without the store and without the disk there is nothing to serve: say why, keep following
-                code = getattr(error, "code", "bad_signature" if isinstance(error, BadSignature) else "unavailable")
-                self._refuse(found.sequence, found.version, code, f"from the disk: {_line(error)}")
-                return False
-            self._swap(model, found)
-            return True
+            # A load like any other: meanwhile the ledger may swap to what is resident, and nobody opens the same bundle twice.
+            self._loading, self._loading_sequence = threading.current_thread(), self.applied
+        problem: Exception | None = None
+        try:
+            ledger.verify(found, self._public_keys)
+            model = self._open(found.receipt)
+        except Exception as error:  # without the store and without the disk there is nothing to serve: say why, keep following
+            problem = error
+        with self._lock:
+            self._loading = None
+            if problem is not None:
+                code = getattr(problem, "code", "bad_signature" if isinstance(problem, BadSignature) else "unavailable")
+                self._refuse(found.sequence, found.version, code, f"from the disk: {_line(problem)}")
+            elif self.current is None and found.sequence >= self.applied:  # else the ledger was quicker, and what it names stays
+                self._swap(model, found)
+            return self.current is not None
 
     def preload_previous(self, connection: Connection) -> None:
         """After a restart: load the champion before the current one too, so that a rollback stays a matter of milliseconds."""
@@ -293,7 +307,7 @@ class ModelHost:
     def _swap(self, model: Model, found: Promotion) -> None:
         """The one moment at which another model begins to answer."""
         before = self.current
-        self.current, self.promotion, self.applied = model, found, found.sequence
+        self._serving, self.applied = (model, found), found.sequence
         if before is not None and before is not model:
             former = [before, *(m for m in self.previous if m is not model and m is not before)]
             self.previous = former[: self._resident_previous]
@@ -388,21 +402,23 @@ class ModelHost:
     # --- what GET /models shows ------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        with self._lock:
-            serving = None
-            if self.current is not None and self.promotion is not None:
-                since = {"sequence": self.promotion.sequence, "kind": self.promotion.kind, "promoted_at": self.promotion.at.isoformat()}
-                serving = self.current.describe() | since
-            return {
-                "system": self.system,
-                "channel": self.channel,
-                "serving": serving,
-                "previous": [m.describe() for m in self.previous],
-                "named": [m.describe() for m in list(self._named.values())],
-                "loading": self._loading is not None,
-                "retrying": self.retrying,
-                "refused": [asdict(refusal) for refusal in reversed(self.refusals)],
-            }
+        """Without the lock: the event loop calls it."""
+        shown = None
+        serving = self._serving
+        if serving is not None:
+            model, promotion = serving
+            since = {"sequence": promotion.sequence, "kind": promotion.kind, "promoted_at": promotion.at.isoformat()}
+            shown = model.describe() | since
+        return {
+            "system": self.system,
+            "channel": self.channel,
+            "serving": shown,
+            "previous": [m.describe() for m in self.previous],
+            "named": [m.describe() for m in list(self._named.values())],
+            "loading": self._loading is not None,
+            "retrying": self.retrying,
+            "refused": [asdict(refusal) for refusal in reversed(self.refusals)],
+        }
 
     # --- what survives a restart -----------------------------------------------------------------------------------------------
 

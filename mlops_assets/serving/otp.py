@@ -74,7 +74,7 @@ class Held:
     user: str
     digits: str
     drawings: Sequence[drawn.Drawing]
-    until: float
+    since: float
 
 
 class Holding:
@@ -107,7 +107,7 @@ class Holding:
             self._sweep()
             if len(self._held) >= self._most:
                 return False
-            self._held[session] = Held(user, digits, drawings, self._clock() + self._seconds)
+            self._held[session] = Held(user, digits, drawings, self._clock())
             return True
 
     def take(self, session: str) -> Held | None:
@@ -115,6 +115,10 @@ class Holding:
         with self._lock:
             self._sweep()
             return self._held.pop(session, None)
+
+    def waited(self, held: Held) -> float:
+        """Seconds since it was held."""
+        return self._clock() - held.since
 
     def put_back(self, session: str, held: Held) -> None:
         with self._lock:
@@ -137,7 +141,7 @@ class Holding:
         now = self._clock()
         for session in [session for session, until in self._used.items() if until <= now]:
             del self._used[session]
-        late = [session for session, held in self._held.items() if held.until <= now]
+        late = [session for session, held in self._held.items() if held.since + self._seconds <= now]
         if late:
             self._on_expired(sum(len(self._held.pop(session).drawings) for session in late))
 
@@ -149,7 +153,7 @@ class Otp:
         self, settings: Settings, connect: Callable[[], Engine], open_store: Callable[[], ObjectStore], metrics: ServerMetrics
     ) -> None:
         self._secret = settings.otp_secret
-        self._secrets = [one for one in (self._secret, *settings.otp_former_secrets.split(",")) if one]
+        self._secrets = settings.otp_secrets()
         self._connect, self._open_store, self._metrics = connect, open_store, metrics
         self.holding = Holding(
             settings.otp_hold_seconds, settings.otp_held_sessions, lambda count: metrics.drawings_dropped("expired", count)
@@ -179,6 +183,10 @@ class Otp:
         entries = _entries(content.get("entries"), session.length, digits)
         drawings, dropped = _drawings(entries, digits)
         why = self.holding.use(session.id, session.expires - time.time() + 1)
+        if why == "session_used" and not save and (withdrawn := self.holding.take(session.id)) is not None:
+            # The page could not send the code, and its user has thought better of it: sent again, nothing is to be kept.
+            self._metrics.drawings_dropped("withdrawn", len(withdrawn.drawings))
+            return {"held": 0}
         if why == "session_used":
             fix = "A session counts once: ask the back-end for another."
             raise ApiError(409, "session_used", "this session was confirmed before", "이미 사용한 세션입니다.", fix, field="session")
@@ -214,7 +222,8 @@ class Otp:
             fix = "Nothing to do: the user may not want drawings kept, their time may be over, or the mac is wrong."
             raise ApiError(404, "nothing_held", "nothing that this mac verifies is held", "확인할 수 있는 항목이 없습니다.", fix)
         try:
-            kept = drawn.accept(self._connect(), SYSTEM, otp.pseudonym(secret, held.user), held.drawings, section)
+            writer, waited = otp.pseudonym(secret, held.user), self.holding.waited(held)
+            kept = drawn.accept(self._connect(), SYSTEM, writer, held.drawings, section, waited=waited)
         except Exception:
             self.holding.put_back(session, held)  # the back-end may call again
             raise

@@ -139,16 +139,19 @@ class Routes:
             if not _VERSION.fullmatch(version):
                 korean = "version은 숫자여야 합니다."
                 raise ApiError(400, "bad_version", "version must be a whole number", korean, "Use ?version=3.", field="version")
-            host = host or self.server.follower.make_host(system)
             try:
-                resident = host.loaded(int(version))
-                return resident if resident is not None else await asyncio.to_thread(host.named, int(version), self.server.engine())
+                resident = host.loaded(int(version)) if host is not None else None
+                return resident if resident is not None else await asyncio.to_thread(self._named, system, int(version))
             except VersionUnavailable as error:
                 raise errors.of_version(error, system) from None
         if host is None or host.current is None:
             refusal = host.refusals[-1].reason if host is not None and host.refusals else None
             raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), refusal)
         return host.current
+
+    def _named(self, system: str, version: int) -> Model:
+        """Blocks, also a new host and the engine do: call it on a thread."""
+        return self.server.follower.make_host(system).named(version, self.server.engine())
 
     async def predict(self, system: str, request: Request) -> Response:
         model = await self.model(system, request.query_params.get("version"))
@@ -226,7 +229,8 @@ class Routes:
     async def policies(self, request: Request) -> Response:
         """The disposal policies of a region, from the table alone: no model answers here."""
         try:
-            return _json(await asyncio.to_thread(policies.find, self.server.engine(), dict(request.query_params)))
+            # The engine too on the thread: making it reads the driver, and whoever else makes it holds its lock.
+            return _json(await asyncio.to_thread(lambda: policies.find(self.server.engine(), dict(request.query_params))))
         except ApiError:
             raise
         except Exception as error:  # the driver's own types

@@ -115,6 +115,7 @@ class TextPredictor:
     """
 
     max_body_bytes = MAX_BODY_BYTES
+    one_at_a_time = False
 
     def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
         """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
+from mlops_assets.images import png_within
 from mlops_assets.training import metrics
 
 if TYPE_CHECKING:
@@ -243,10 +244,10 @@ def _png_of_few_colours(figure: Figure, limit: int = MAX_BYTES) -> bytes:
     """For what compresses badly, as photos do: first fewer colours, then fewer pixels, until it fits."""
     from PIL import Image
 
-    for dpi, colours in ((110, 128), (110, 32), (80, 32), (60, 16), (40, 8)):
-        drawn, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi)
-        Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-        if small.tell() <= limit:
-            break
-    return small.getvalue()
+    def drawn(dpi: int) -> Image.Image:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dpi)
+        return Image.open(file).convert("RGB")
+
+    sizes = ((110, 128), (110, 32), (80, 32), (60, 16), (40, 8))
+    return png_within(limit, ((drawn(dpi), colours) for dpi, colours in sizes))

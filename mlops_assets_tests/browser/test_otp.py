@@ -8,11 +8,22 @@ import io
 import pytest
 
 from mlops_assets_tests.browser.chromium import PROGRAM
-from mlops_assets_tests.browser.drawing import DIGITS, SCRAWL, draw, draw_with_finger, hold, tap_with_two_fingers
+from mlops_assets_tests.browser.drawing import DIGITS, SCRAWL, draw, draw_with_finger, hold, on_pad, tap_with_two_fingers
 from mlops_assets_tests.browser.otp import Place
 from mlops_assets_tests.conftest import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not PROGRAM, reason="no Chromium: apt-get install chromium")]
+
+
+#: Requests whose address contains `slow` are answered when `go()` is called, those with `down` never.
+LATE = """{ const before = window.fetch, late = new Promise(done => { window.go = done; });
+    window.asked = 0;
+    window.fetch = async (url, options) => {
+      if (window.slow && String(url).includes(slow)) { asked += 1; await late; }
+      if (window.down && String(url).includes(down)) throw new TypeError("down");
+      return before(url, options);
+    }; } null"""
+ENTER = "document.getElementById('code').focus(); document.execCommand('selectAll'); document.execCommand('insertText', false, {!r})"
 
 
 def asked(otp: Place) -> int:
@@ -179,11 +190,10 @@ def test_a_wrong_code_can_be_corrected_and_after_three_the_link_ends(otp: Place)
 
 def test_a_pasted_code_is_found_among_words_and_too_long_a_one_is_told(otp: Place):
     otp.practise()
-    paste = "document.getElementById('code').focus(); document.execCommand('selectAll'); document.execCommand('insertText', false, {!r})"
-    otp.page.run(paste.format("[은행] 인증번호는 １２３-456 입니다"))
+    otp.page.run(ENTER.format("[은행] 인증번호는 １２３-456 입니다"))
     otp.says("All digits are entered.")
     assert otp.entered == "123456"
-    otp.page.run(paste.format("1234567"))
+    otp.page.run(ENTER.format("1234567"))
     otp.says("Too many digits. The code has six digits.")
     assert otp.entered == "1234567", "left as it is, to be mended"
 
@@ -220,6 +230,110 @@ def test_without_the_server_nothing_that_was_entered_is_lost(otp: Place):
     otp.page.click("#send")
     otp.says("The service cannot be reached. Your code is kept.")
     assert otp.entered == "292468"
+
+
+def test_a_full_code_takes_no_more_digits(otp: Place):
+    otp.practise()
+    otp.page.run(LATE)
+    otp.page.run("window.slow = '/predict/'")
+    otp.write("3", read=False)
+    wait_for(lambda: otp.page.run("asked") == 1, "the digit is being read")
+    otp.page.run(ENTER.format("123456"))
+    otp.page.run("go()")
+    otp.says("All digits are entered.")
+    otp.page.run("document.getElementById('said').textContent = ''")
+    otp.write("7", read=False)
+    otp.says("All digits are entered.")
+    assert otp.page.run("asked") == 1, "what has no place is not read"
+    assert otp.entered == "123456"
+    otp.page.click("#typing button")
+    otp.says("The code is 1, 2, 3, 4, 5, 6,")
+
+
+def test_a_code_of_which_no_event_told_is_read_back_and_sent(otp: Place):
+    code = otp.start("en")
+    otp.page.run(f"document.getElementById('code').value = '{code}'")
+    otp.page.click("#typing button")
+    otp.says(f"The code is {', '.join(code)},")
+    otp.page.click("#send")
+    otp.page.sees("The code is verified.")
+
+
+def test_a_digit_begun_while_the_server_went_away_is_kept_beside_the_one_before(otp: Place):
+    otp.practise()
+    otp.page.run(LATE)
+    otp.page.run("window.slow = window.down = '/predict/'; document.getElementById('pause').value = '0'")
+    otp.page.run("document.getElementById('said').style.height = '6em'")  # what is said must not move the pad under the finger here
+    otp.write("2", read=False)
+    otp.page.click("#read")
+    first, *others = on_pad(otp.page, DIGITS["9"][0])
+    otp.page.fingers("touchStart", first)
+    for number, point in enumerate(others):
+        if number == 20:
+            otp.page.run("go()")
+            otp.says("Your drawing is kept.")
+        otp.page.fingers("touchMove", point)
+    otp.page.fingers("touchEnd")
+    otp.page.run("window.down = null")
+    otp.page.click("#read")
+    wait_for(lambda: otp.entered == "29", "one after the other", 15)
+
+
+def test_what_was_undone_has_no_digit_read_without_its_pause(otp: Place):
+    otp.practise()
+    otp.page.run(LATE)
+    otp.page.run("window.slow = '/predict/'; document.getElementById('pause').value = '0'")
+    for digit in "23":
+        otp.write(digit, read=False)
+        otp.page.click("#read")
+    otp.page.click("#undo")
+    otp.write("4", read=False)
+    otp.page.click("#read")
+    otp.write("5", read=False)
+    otp.page.run("go()")
+    wait_for(lambda: otp.entered == "4", f"read ({otp.line!r})", 15)
+    otp.page.click("#repeat")  # whatever was asked for is asked by now
+    assert otp.page.run("asked") == 2, "the next digit is not asked for yet"
+
+
+def test_a_choice_about_saving_holds_when_the_code_is_sent_again(otp: Place):
+    """Drawings are confirmed once; then the service is away, and what one wishes may change."""
+
+    def kept() -> list[bool]:
+        return [one["save"] for one in otp.sent("/otp/confirmation")]
+
+    for changes in (False, True):
+        code = otp.start("en")
+        otp.page.run(LATE)
+        otp.page.run(ENTER.format(code))
+        otp.page.click("#typing button")
+        otp.page.click("#save")
+        otp.page.run("window.down = '/verify'")
+        otp.page.click("#send")
+        otp.says("The service cannot be reached.")
+        if changes:
+            otp.page.click("#save")
+            assert otp.page.run("document.getElementById('saving-said').textContent") == "Your drawings will not be saved."
+            otp.page.run("window.down = '/otp/confirmation'; document.getElementById('said').textContent = ''")
+            otp.page.click("#send")
+            otp.says("The service cannot be reached.")
+            assert not otp.sent("/verify"), "a right code would keep what is no longer wished"
+        otp.page.run("window.down = null")
+        otp.page.click("#send")
+        otp.page.sees("The code is verified.")
+        assert "could not be saved" not in otp.page.text()
+        assert kept() == ([True, False] if changes else [True])
+    code = otp.start("en")
+    otp.page.run(ENTER.format(code[:-1] + str((int(code[-1]) + 1) % 10)))
+    otp.page.click("#typing button")
+    otp.page.click("#save")
+    otp.page.click("#send")
+    otp.says("The code was not accepted.")
+    otp.page.run(ENTER.format(code))
+    otp.page.click("#typing button")
+    otp.page.click("#send")
+    otp.page.sees("Your drawings could not be saved.")
+    assert kept() == [True, False], "what is held belongs to another code"
 
 
 def test_practice_sends_nothing(otp: Place):

@@ -310,7 +310,7 @@ def test_a_share_of_the_training_data_is_never_exceeded_over_all_cuts(platform, 
 
 
 @pytest.mark.parametrize(("metrics", "extended"), [({"f1": 0.5, "accuracy": 0.5}, "first-1"), (None, "drawn")])
-def test_a_cut_that_the_gate_refused_is_a_dead_end(platform, world, metrics, extended):
+def test_a_version_that_the_gate_refused_is_a_dead_end(platform, world, metrics, extended):
     give(platform, "writer-one", "0123456789", 1)
     (bad,) = cut(platform).landed
     freeze(platform, bad)
@@ -380,7 +380,7 @@ def test_a_version_keeps_its_manifest_and_is_sound_without_what_was_deleted(plat
     assert after.sha256 == before.sha256 and len(after.forgotten) == 11 and len(after.entries) == len(before.entries) - 11
     with platform.engine.connect() as connection:
         problems: list[str] = []
-        found = _objects(connection, platform.store, SYSTEM, version, problems)
+        found = _objects(connection, platform.store, after, problems)
     assert problems == [] and sum("deleted_on_request" in one for one in found) == 11
     # The control: a file that nobody asked to delete is damage.
     platform.store.delete(dataset.object_key(after.entries[-1].sha256))
@@ -451,11 +451,41 @@ def test_a_killed_deletion_is_completed_by_the_next_one(platform, world, learned
     environment = process_environment() | platform.settings.environment() | {"MLOPS_CRASH_AT": point}
     assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == -9
     freeze_again(platform, version)  # at no point is the version damaged
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    assert list(done.dataset_versions) == [version] and [model["state"] for model in done.models] == ["champion"]
     after = freeze_again(platform, version)
     assert len(after.forgotten) == 11
     assert not any(platform.store.exists(dataset.object_key(entry.sha256)) for entry in after.forgotten)
     assert not any(platform.store.exists(entry.key) for entry in after.forgotten)
+
+
+def test_two_are_forgotten_at_once_and_nothing_of_either_stays(platform, world, learned, monkeypatch):
+    """The second is committed when the first has deleted its own bytes and not yet said so."""
+    version, _ = learned
+
+    def second(point: str) -> None:
+        if point == "forget.after_bytes":
+            monkeypatch.setattr(forget.crash, "reach", lambda _: None)
+            with monkeypatch.context() as only_committed:
+                only_committed.setattr(forget, "finish", lambda *_: [])
+                drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"])
+
+    monkeypatch.setattr(forget.crash, "reach", second)
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"])
+    after = freeze_again(platform, version)
+    assert len(after.forgotten) == 22
+    assert not any(platform.store.exists(dataset.object_key(one.sha256)) or platform.store.exists(one.key) for one in after.forgotten)
+
+
+def test_what_a_forgotten_user_confirmed_before_is_not_kept_and_what_they_draw_later_is(platform):
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    confirmed_before = drawn.accept(platform.engine, SYSTEM, "writer-one", drawings_of("012", 1), SECTION, waited=60)
+    assert (confirmed_before.stored, confirmed_before.dropped) == (0, {"forgotten": 3})
+    assert drawn.accept(platform.engine, SYSTEM, "writer-two", drawings_of("012", 2), SECTION, waited=60).stored == 3
+    with platform.engine.begin() as connection:  # two minutes later
+        connection.execute(text("UPDATE forgotten_writer SET at = at - CAST('2 minutes' AS interval)"))
+    assert drawn.accept(platform.engine, SYSTEM, "writer-one", drawings_of("345", 3), SECTION, waited=60).stored == 3
 
 
 def test_who_is_forgotten_before_the_version_is_frozen_is_in_none(platform, world):

@@ -60,10 +60,14 @@ def test_when_a_version_is_complete(
     ready_marker: bool, count: int, quiet: float, parent: str | None, parent_state: str | None, close: bool
 ) -> None:
     verdict = completion(
-        ready=ready_marker, objects=count, quiet_seconds=quiet, settle_seconds=30, parent=parent, parent_state=parent_state
+        ready=ready_marker, landing=False, objects=count, quiet_seconds=quiet, settle_seconds=30, parent=parent, parent_state=parent_state
     )
     assert verdict.close is close
     assert verdict.why
+    begun = completion(
+        ready=ready_marker, landing=True, objects=count, quiet_seconds=quiet, settle_seconds=30, parent=parent, parent_state=parent_state
+    )
+    assert begun.close is (close and ready_marker), "a landing in progress is not silence, and _READY outweighs its marker"
 
 
 # --- landing --------------------------------------------------------------------------------------------------------------------
@@ -194,6 +198,74 @@ def test_a_parent_must_exist_and_is_written_down(
     assert tick(engine, store).closed == ["v1"]
     manifest = freeze(engine, store, "v1", tmp_path)
     assert {entry.from_version for entry in manifest.entries} == {"v0", "v1"} and len(manifest.entries) == 4
+
+
+class Killed(BaseException):
+    """Stands for the signal: nothing of `land` runs afterwards."""
+
+
+@pytest.mark.parametrize("parent", [None, "v0"])
+def test_a_slow_or_killed_landing_is_never_taken_for_a_complete_one(
+    settings: Settings, any_store: ObjectStore, engine: Engine, folder: Path, tmp_path: Path, parent: str | None
+) -> None:
+    if parent is not None:
+        put(any_store, parent, "old", "0")
+        ready(any_store, parent)
+        tick(engine, any_store)
+        freeze(engine, any_store, parent, tmp_path)
+    seen: list[str] = []
+
+    def slow(name: str, done: int, total: int) -> None:
+        seen.append(name)
+        assert tick(engine, any_store, settle_seconds=0).closed == []
+        assert tick(engine, any_store, settle_seconds=0).closed == [], "nothing new came, and it still goes on"
+
+    def killed(name: str, done: int, total: int) -> None:
+        slow(name, done, total)
+        raise Killed
+
+    with pytest.raises(Killed):
+        land(settings, any_store, SYSTEM, folder, "v1", engine=engine, parent=parent, progress=killed)
+    why = tick(engine, any_store, settle_seconds=0).waiting["v1"]
+    assert "`mlops land` has begun and not ended" in why and "the same command completes it" in why
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT reason FROM dataset_version WHERE version = 'v1'")).scalar() == why
+    assert ledger(engine, "v1") == [("a.txt", "pending", None)], "a marker is no data"
+    assert not land(settings, any_store, SYSTEM, folder, "v1", engine=engine, parent=parent, progress=slow).unchanged
+    assert seen == ["a.txt", "sub/한글 이름.txt"], "the second landing writes what is missing"
+    assert not any_store.exists("landing/sentiment/v1/_LANDING")
+    assert tick(engine, any_store).closed == ["v1"]
+    manifest = freeze(engine, any_store, "v1", tmp_path)
+    assert set(content(any_store, manifest)) == {b"one", "둘".encode()} | ({b"0"} if parent else set())
+    assert objects.reconcile(engine, any_store, SYSTEM).late == 0
+
+
+def test_a_landing_that_ends_while_a_tick_looks_is_not_silence(settings: Settings, engine: Engine) -> None:
+    class Ending(ObjectStore):
+        def exists(self, key: str) -> bool:
+            found = super().exists(key)
+            if key.endswith("_LANDING"):
+                self.put("landing/sentiment/v1/_READY", b"")
+                self.delete(key)
+            return found
+
+    store = Ending(settings.store_url)
+    put(store, "v1", "a", "1")
+    put(store, "v1", "_LANDING", b"")
+    assert tick(engine, store, settle_seconds=0).closed == ["v1"]
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT reason FROM run_request")).scalar() == "complete: ready marker"
+
+
+def test_who_may_not_delete_lands_all_the_same(settings: Settings, engine: Engine, folder: Path) -> None:
+    class WriteOnly(ObjectStore):
+        def delete(self, key: str) -> None:
+            raise PermissionError(key)
+
+    store = WriteOnly(settings.store_url)
+    land(settings, store, SYSTEM, folder, "v1", engine=engine)
+    assert land(settings, store, SYSTEM, folder, "v1", engine=engine).unchanged
+    assert tick(engine, store).closed == ["v1"]
 
 
 # --- ticks ----------------------------------------------------------------------------------------------------------------------

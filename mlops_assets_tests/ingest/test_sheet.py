@@ -71,16 +71,24 @@ def test_pages_make_the_same_sheet_whatever_their_size(sheets: Sheets, google: G
     assert pages == {1: 18, 2: 10, 3: 6, 1000: 1}[page_rows], "bounded reads; of several pages, two readings that agree"
 
 
-def test_a_row_inserted_between_two_pages_is_neither_lost_nor_read_twice(sheets: Sheets, google: GoogleSheet) -> None:
-    sheets.grid_rows = 8
+@pytest.mark.parametrize(
+    ("grid_rows", "page_rows", "at"),
+    [(8, 2, 3), (0, 2, 1), (0, 1000, 1)],
+    ids=["between two pages", "in a full sheet", "in a full sheet of one page"],
+)
+def test_a_row_inserted_while_it_is_read_is_neither_lost_nor_read_twice(
+    sheets: Sheets, google: GoogleSheet, grid_rows: int, page_rows: int, at: int
+) -> None:
+    """In a full sheet it pushes the last row beyond the size that was read to."""
+    sheets.grid_rows = grid_rows
     grid = sheets.books[BOOK]["배출 '정책'"]
 
     def insert(first: int) -> None:
-        if first == 3 and len(grid) == len(GRID):
+        if first == at and len(grid) == len(GRID):
             grid.insert(1, ["부산광역시", "새 줄"])
 
     sheets.before_page = insert
-    assert [cells[0] for _, cells in read(google, page_rows=2).rows] == ["부산광역시", "서울특별시", "대구광역시", "경기도"]
+    assert [cells[0] for _, cells in read(google, page_rows=page_rows).rows] == ["부산광역시", "서울특별시", "대구광역시", "경기도"]
 
 
 def test_a_sheet_that_never_rests_is_given_up(sheets: Sheets, google: GoogleSheet) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from mlops_assets.lifecycle import history, pipeline, promotion
-from mlops_assets.settings import SettingsError
+from mlops_assets.lifecycle import history, ledger, pipeline, promotion
+from mlops_assets.lifecycle.report import Report
+from mlops_assets.lifecycle.signing import KeyProblem, load_signer, rotate_key
+from mlops_assets.settings import SettingsError, canonical
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import config_of
-from mlops_assets_tests.toy import toy_definitions
+from mlops_assets_tests.toy import toy_definitions, toy_system
 
 
 @pytest.fixture
@@ -99,6 +105,67 @@ def test_the_downstream_asset_alone_is_refused(world, platform, instance):
     assert not runs.assets("bad", "champion").success and runs.champion() is None
     # Control: the same two assets alone, on good evidence.
     assert runs.assets("good", "registered_model").success and runs.champion() == (1, "good")
+
+
+def _point_at(connection, report_id):
+    """The row that the downstream asset finds its report by: anybody who can INSERT writes it."""
+    ledger.put_value(connection, "toy/evaluation_report", "bad", "psql", {"attempt_id": 1, "report_id": report_id})
+
+
+@pytest.mark.parametrize("signed", ["not", "as another report was", "with a key of one's own"])
+def test_evidence_inserted_with_psql_is_refused_on_every_path(world, platform, instance, signed, tmp_path):
+    runs = Runs(world, platform, instance, {"bad": 0.5})
+    assert not runs.job("bad").success
+    with world.engine.begin() as connection:
+        written, signature, key_id = connection.execute(text("SELECT body::text, signature, key_id FROM report")).one()
+        better = json.loads(written) | {"metrics": {"f1": 0.99, "accuracy": 0.99, "loss": 0.01}}
+        body = canonical(better)
+        if signed == "not":
+            signature = key_id = None
+        elif signed == "with a key of one's own":
+            own = world.settings.model_copy(update={"home": tmp_path / "own", "signing_key": None})
+            rotate_key(own)
+            signer = load_signer(own)
+            signature, key_id = signer.sign(f"report of attempt 1\n{body}"), signer.key_id
+        forged = connection.execute(
+            text(
+                "INSERT INTO report (attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, body, body_sha256, "
+                "signature, key_id) "
+                "SELECT attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, :body, :sha, :signature, :key_id FROM report "
+                "RETURNING id"
+            ),
+            {"body": body, "sha": hashlib.sha256(body.encode()).hexdigest(), "signature": signature, "key_id": key_id},
+        ).scalar_one()
+        _point_at(connection, forged)
+    # The check and the asset in one run, the asset alone, the registrar alone.
+    selection = dg.AssetSelection.checks_for_assets(["toy", "evaluation_report"]) | dg.AssetSelection.assets(["toy", "registered_model"])
+    joint = dg.Definitions.merge(runs.definitions, dg.Definitions(jobs=[dg.define_asset_job("joint", selection=selection)]))
+    together = joint.resolve_job_def("joint").execute_in_process(instance=instance, partition_key="bad", raise_on_error=False)
+    check = together.get_asset_check_evaluations()[0]
+    assert not together.success and not check.passed and check.metadata["code"].value == "unverified_report"
+    alone = runs.assets("bad", "registered_model")
+    failure = alone.get_step_failure_events()[0].step_failure_data.user_failure_data
+    assert not alone.success and "materialize evaluation_report again" in failure.description
+    assert failure.metadata["code"].value == "unverified_report" and runs.outcome(alone) == "refused"
+    assert world.registrar().register(1, forged).verdict.code == "unverified_report"
+    assert not runs.assets("bad", "champion").success and runs.champion() is None
+    with world.engine.begin() as connection:
+        assert connection.execute(text("SELECT (SELECT count(*) FROM receipt) + (SELECT count(*) FROM promotion)")).scalar_one() == 0
+        # Control: the same figures, recorded through the door.
+        _point_at(connection, ledger.record_report(connection, Report.from_body(better), None, load_signer(world.settings)))
+    assert runs.assets("bad", "registered_model").success and runs.champion() == (1, "bad")
+
+
+def test_an_evaluation_that_could_not_be_signed_says_so_and_measures_nothing(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": 0.9})
+    assert runs.assets("v1", "dataset", "cleaned", "trained_model").success
+    world.settings.signing_key_path.unlink()
+
+    def never(*_):
+        raise AssertionError("measured what cannot be recorded")
+
+    with pytest.raises(KeyProblem, match="mlops up"):
+        pipeline.evaluate(platform, replace(toy_system(), evaluate=never), 1, run_id="r")
 
 
 def test_deselecting_the_checks_changes_nothing(world, platform, instance):

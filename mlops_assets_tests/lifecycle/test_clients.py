@@ -106,7 +106,7 @@ def test_they_go_with_the_bytes_of_their_version(files: World) -> None:
     for number in range(1, 7):
         registered(files, f"v{number}", 0.84 + number / 100, f"content {number}")
     hand_out(files)
-    retention.apply(files.engine, files.store, "toy", rollback_depth=1, actor="test")
+    retention.apply(files.engine, files.store, "toy", files.settings.public_keys_path, rollback_depth=1, actor="test")
     kept = {info.key.split("/")[2] for info in files.store.list("clients/toy") if "/v" in info.key}
     assert kept == {"v4", "v5", "v6"} and latest(files)["version"] == 6
 

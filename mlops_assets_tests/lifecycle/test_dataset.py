@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from mlops_assets import database
-from mlops_assets.lifecycle import dataset
+from mlops_assets.lifecycle import dataset, pipeline, sweep
 from mlops_assets.lifecycle.dataset import DatasetError, NothingLeft, assign_splits
 from mlops_assets.settings import Settings
 from mlops_assets.store import ObjectInfo, ObjectStore
+from mlops_assets_tests.factories import config_of
 from mlops_assets_tests.ingest.arrivals import SYSTEM, content, freeze, ledger, put, ready, states, tick
+from mlops_assets_tests.lifecycle import sweeps
+from mlops_assets_tests.toy import toy_system
 
 
 def closed(engine: Engine, store: ObjectStore, version: str = "v1", **files: str) -> None:
@@ -273,3 +276,22 @@ def test_a_table_is_there_when_its_marker_is_and_is_verified(store: ObjectStore,
     with pytest.raises(DatasetError, match="was changed: materialize"):
         dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / "t2")
     assert not os.path.exists(tmp_path / "t2")
+
+
+def test_cleaned_again_to_other_rows_is_another_training_and_another_sweep(
+    settings: Settings, store: ObjectStore, engine: Engine, tmp_path: Path
+) -> None:
+    closed(engine, store)
+    manifest = freeze(engine, store, "v1", tmp_path)
+    system, config = toy_system(), config_of()
+    planned = sweep.plan(sweeps.system_of(), config, dataset_version="v1")
+
+    def names(rows: int, rules: str) -> tuple[str, str]:
+        publish(store, manifest, tmp_path, rows, rules)
+        table = dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / f"table-{rows}-{rules}")
+        context = pipeline.context_of(settings, system, config, variant="", table=table, parameters={}, seed=1)
+        return context.fingerprint, sweep.study_name(sweeps.system_of(), config, planned, table)
+
+    first, same, other = names(3, "r1"), names(3, "r2"), names(5, "r3")
+    assert first == same, "the same rows under other rules: it goes on where it was"
+    assert first[0] != other[0] and first[1] != other[1]

@@ -7,9 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
 from mlops_assets.lifecycle.report import ChampionScore, Report, UnknownMetric, metric_name
+from mlops_assets_tests.factories import config_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 POLICY = Policy(thresholds={"f1": 0.85}, metric="f1")
@@ -150,3 +152,12 @@ def test_a_fall_counts_against_the_champion_in_place_only():
     assert decide(REPORT, None, FALLS, SUBJECT).outcome == "promoted", "the first model falls nowhere"
     other = against(bundle="d", accuracy=0.5)
     assert (other.outcome, other.code) == ("registered", "champion_changed")
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])
+def test_a_threshold_that_is_no_number_is_refused_before_it_could_let_everything_pass(threshold):
+
+    with pytest.raises(ValidationError, match="finite number"):
+        config_of(threshold=threshold)
+    if math.isnan(threshold):  # nor does the gate rely on that
+        assert decide(REPORT, None, replace(POLICY, thresholds={"f1": threshold}), SUBJECT).code == "below_threshold"

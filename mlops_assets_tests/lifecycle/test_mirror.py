@@ -7,11 +7,14 @@ import subprocess
 import sys
 import uuid
 
+import dagster as dg
 import pytest
 from sqlalchemy import text
 
 from mlops_assets import crash
 from mlops_assets.lifecycle.mirror import Mirror
+from mlops_assets.lifecycle.pipeline import Platform
+from mlops_assets.lifecycle.sensors import mirror_sensor
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.conftest import wait_for
 from mlops_assets_tests.factories import BAD, GOOD, World, config_of
@@ -68,6 +71,23 @@ def test_an_alias_moved_by_hand_is_put_back(world, mirror):
         assert len(moved) == 2 and "the ledger says 2" in moved[0]
         assert aliases(mirror, world) == {"champion": 2, "archive": 1}
     assert mirror.align(world.system) == []
+
+
+def test_a_system_whose_aliases_cannot_be_put_back_does_not_keep_the_others_waiting(world, mirror):
+    bad_name = f"{world.system}:broken"  # MLflow takes no colon
+    broken = World(world.engine, world.settings, world.store, system=bad_name, config=config_of(bad_name))
+    for one in (world, broken):
+        one.registered(content=f"{one.system}-a")
+        one.registered("v2", {**GOOD, "f1": 0.9}, content=f"{one.system}-b")
+        mirror.deliver(lambda message: None)
+    platform = Platform(world.settings, world.engine, world.store, Tracking(world.settings.mlflow_tracking_uri))
+    sensor = mirror_sensor([broken.system, world.system], lambda: platform)
+    mirror.client.set_registered_model_alias(world.system, "champion", "1")
+    with dg.build_sensor_context() as context, pytest.raises(Exception) as failure:
+        sensor.evaluate_tick(context)
+    assert aliases(mirror, world) == {"champion": 2, "archive": 1}
+    told = f"{failure.value} {failure.value.__cause__}"  # Dagster wraps it
+    assert "1 of 2 systems" in told and f"{bad_name}: " in told
 
 
 def test_a_refused_model_never_reaches_mlflow_but_people_hear_of_it(world, mirror):

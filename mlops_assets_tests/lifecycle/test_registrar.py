@@ -75,9 +75,48 @@ def test_a_report_changed_in_the_database_is_not_believed(world):
     with world.engine.begin() as connection:
         connection.execute(text("ALTER TABLE report DISABLE TRIGGER append_only"))
         connection.execute(text("UPDATE report SET body = replace(replace(body::text, '0.51', '0.99'), '0.5', '0.99')::json"))
-    with pytest.raises(RuntimeError, match="was changed after it was written"):
-        world.registrar().register(attempt.id, report)
+        connection.execute(text("UPDATE report SET body_sha256 = encode(sha256(body::text::bytea), 'hex')"))
+    verdict = world.registrar().register(attempt.id, report).verdict
+    assert verdict.code == "unverified_report" and "materialize evaluation_report again" in verdict.sentence
     assert champion(world) is None
+
+
+def test_a_report_of_before_without_a_signature_is_refused_with_what_to_do(world):
+    attempt = world.attempt()
+    report = world.report(attempt)
+    with world.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE report DISABLE TRIGGER append_only"))
+        connection.execute(text("UPDATE report SET signature = NULL, key_id = NULL"))
+    for verdict in (world.registrar().judge(attempt.id, report), world.registrar().register(attempt.id, report).verdict):
+        assert (verdict.outcome, verdict.code) == ("refused", "unverified_report")
+        assert "is not signed" in verdict.sentence and "materialize evaluation_report again" in verdict.sentence
+    assert (count(world, "verdict"), count(world, "receipt")) == (2, 0)
+    assert world.registrar().register(attempt.id, world.report(attempt)).verdict.outcome == "promoted", "control: evaluated again"
+
+
+def test_a_signed_report_under_another_attempts_number_is_refused(world):
+    """A genuine row, copied: the attempt is part of what is signed."""
+    first, second = world.attempt(content="a"), world.attempt(content="b")
+    report = world.report(first)
+    with world.engine.begin() as connection:
+        copied = connection.execute(
+            text(
+                "INSERT INTO report (attempt_id, system, bundle_sha256, manifest_sha256, holdout_sha256, body, body_sha256, "
+                "signature, key_id) "
+                "SELECT :other, system, :bundle, manifest_sha256, holdout_sha256, body, body_sha256, signature, key_id FROM report "
+                "WHERE id = :id RETURNING id"
+            ),
+            {"other": second.id, "bundle": second.bundle_sha256, "id": report},
+        ).scalar_one()
+    assert world.registrar().register(second.id, copied).verdict.code == "unverified_report"
+    assert champion(world) is None
+
+
+def test_a_report_signed_before_the_key_was_rotated_still_counts(world):
+    attempt = world.attempt()
+    report = world.report(attempt)
+    rotate_key(world.settings)
+    assert world.registrar().register(attempt.id, report).verdict.outcome == "promoted"
 
 
 def test_the_same_bundle_again_is_a_no_op(world):
@@ -142,14 +181,58 @@ def test_rollback_goes_to_former_champions_only(world):
     assert (back.kind, back.version, back.sequence, champion(world)) == ("rollback", 1, 3, 1)
 
 
+def test_a_second_rollback_goes_further_back_and_not_forward_again(world):
+    for number in (1, 2, 3):
+        world.registered(f"v{number}", {**GOOD, "f1": 0.85 + number / 100}, content=f"c{number}")
+    assert [world.registrar().rollback(reason="bad").version for _ in range(2)] == [2, 1]
+    with pytest.raises(Refused, match="v1 was the first champion; `--to VERSION` serves a later one again: v2, v3"):
+        world.registrar().rollback(reason="bad")
+    assert world.registrar().rollback(reason="v3 was not it", to=3).version == 3
+    world.registrar().produce(version=1, reason="back by hand")
+    assert world.registrar().rollback(reason="bad").version == 3, "what was champion before it was promoted again"
+
+
+def forge_champion(world, version: int, sequence: int) -> None:
+    """A row that nobody signed, as somebody with the database's password writes it."""
+    sql = (
+        "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, actor, reason, at) "
+        "SELECT system, :q, 'champion', 'promote', version, bundle_sha256, '{}', 'none', key_id, 'x', 'x', now() FROM receipt "
+        "WHERE system = 'toy' AND version = :v"
+    )
+    with world.engine.begin() as connection:
+        connection.execute(text(sql), {"v": version, "q": sequence})
+
+
+def test_a_forged_champion_is_neither_rolled_back_from_nor_to_and_displaces_nothing(world):
+    for number in (1, 2):
+        world.registered(f"v{number}", {**GOOD, "f1": 0.85 + number / 100}, content=f"c{number}")
+    world.registered("v2", {**GOOD, "f1": 0.82}, content="never champion")
+    for sequence, version in ((3, 3), (4, 1)):
+        forge_champion(world, version, sequence)
+    keys = world.settings.public_keys_path
+    kept = {kept.why: kept.version for kept in retention.apply(world.engine, world.store, "toy", keys, rollback_depth=1, actor="t").keep}
+    assert kept["champion"] == 2 and kept["rollback depth 1 of 1"] == 1
+    with pytest.raises(Refused, match="never was champion"):
+        world.registrar().rollback(reason="x", to=3)
+    with pytest.raises(Refused, match="v2 is the champion already"):
+        world.registrar().produce(version=2, reason="x")
+    assert world.registrar().rollback(reason="control").version == 1
+
+
+def test_retention_gives_nothing_up_when_it_can_verify_nothing(world, tmp_path):
+    world.registered()
+    with pytest.raises(BadSignature, match="nothing is deleted"):
+        retention.apply(world.engine, world.store, "toy", tmp_path / "no-keys", rollback_depth=1, actor="t")
+
+
 def test_retention_deletes_bytes_keeps_receipts_and_rollback_says_so(world):
     for index in range(6):
         world.registered(f"v{index}", {**GOOD, "f1": 0.81 + index / 100}, content=f"c{index}")
-    planned = retention.apply(world.engine, world.store, "toy", rollback_depth=1, actor="t", dry_run=True)
+    planned = retention.apply(world.engine, world.store, "toy", world.settings.public_keys_path, rollback_depth=1, actor="t", dry_run=True)
     assert [v for _, v, _ in planned.delete] == [3, 2, 1] and count(world, "bundle_deleted") == 0
     with world.engine.begin() as connection:
         connection.execute(text("INSERT INTO hold VALUES ('toy', 2, 'audit', 'kim', now())"))
-    done = retention.apply(world.engine, world.store, "toy", rollback_depth=1, actor="t")
+    done = retention.apply(world.engine, world.store, "toy", world.settings.public_keys_path, rollback_depth=1, actor="t")
     assert [v for _, v, _ in done.delete] == [3, 1]
     with world.engine.connect() as connection:
         gone = promotion.receipt(connection, "toy", 1)

@@ -18,6 +18,7 @@ from mlops_assets.lifecycle.assets import model_lifecycle
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import UnknownParameter
 from mlops_assets.lifecycle.report import UnknownMetric
+from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import SettingsError, process_environment
 from mlops_assets.training import tuning
 from mlops_assets_tests.factories import config_of
@@ -189,8 +190,10 @@ def test_a_sweep_stopped_in_good_order_takes_the_trial_up(settings, monkeypatch)
     assert [row["state"] for row in sweeps.run(settings, trials=2).rows] == ["complete", "complete"]
 
 
-def test_one_process_at_a_time_works_on_a_study(settings):
-    name = sweep.study_name(sweeps.system_of(), config_of(), sweep.plan(sweeps.system_of(), config_of(), dataset_version="v1", trials=2))
+def test_one_process_at_a_time_works_on_a_study(settings, tmp_path):
+    system, config = sweeps.system_of(), config_of()
+    planned = sweep.plan(system, config, dataset_version="v1", trials=2)
+    name = sweep.study_name(system, config, planned, CleanedTable("toy", "v1", "m", tmp_path, 1000))
     with (
         tuning.open_study(settings.database_url, name, direction="maximize", prune=True),
         pytest.raises(tuning.StudyBusy, match="another process works on the sweep"),

@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.errors import DagsterUserCodeUnreachableError
@@ -41,11 +42,25 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
+@pytest.fixture
+def database(make_database: Callable[..., str]) -> str:
+    """Dagster's own."""
+    return make_database("template1")
+
+
 @contextmanager
-def sleeping_run(folder: Path, launcher: dict[str, Any]) -> Iterator[tuple[WorkspaceProcessContext, str, int, subprocess.Popen[bytes]]]:
+def sleeping_run(
+    folder: Path, database: str, launcher: dict[str, Any]
+) -> Iterator[tuple[WorkspaceProcessContext, str, int, subprocess.Popen[bytes]]]:
     """An instance, and a run in progress in it: (workspace, run id, the worker's pid, the code server)."""
     folder.mkdir()
-    config = {"run_launcher": launcher, "run_monitoring": {"enabled": True, "start_timeout_seconds": 120}, "telemetry": {"enabled": False}}
+    storage = {"postgres": {"postgres_url": database}}  # a worker that is stopped would take SQLite's lock with it
+    config = {
+        "storage": storage,
+        "run_launcher": launcher,
+        "run_monitoring": {"enabled": True, "start_timeout_seconds": 120},
+        "telemetry": {"enabled": False},
+    }
     (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -117,8 +132,8 @@ OURS = {"module": "mlops_assets.resources.launcher", "class": "PidRunLauncher"}
 AT_ONCE = OURS | {"config": {"patience_seconds": 0, "settled_seconds": 0}}
 
 
-def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path, monkeypatch):
-    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path, database, monkeypatch):
+    with sleeping_run(tmp_path / "home", database, AT_ONCE) as (workspace, run_id, worker, server):
         instance = workspace.instance
         ours = instance.run_launcher
         assert isinstance(ours, PidRunLauncher)
@@ -161,10 +176,10 @@ def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path,
         assert ours.check_run_worker_health(retry.with_tags(away)).status == WorkerStatus.RUNNING
 
 
-def test_a_run_is_failed_only_when_its_code_server_can_retry_it(tmp_path):
+def test_a_run_is_failed_only_when_its_code_server_can_retry_it(tmp_path, database):
     """Killed together with its worker, as when a machine's memory runs out: Dagster asks it for the job once and gives the retry up."""
     patient = OURS | {"config": {"patience_seconds": 3600, "settled_seconds": 0}}
-    with sleeping_run(tmp_path / "home", patient) as (workspace, run_id, worker, server):
+    with sleeping_run(tmp_path / "home", database, patient) as (workspace, run_id, worker, server):
         instance = workspace.instance
         port = json.loads(instance.get_run_by_id(run_id).tags[GRPC_INFO_TAG])["port"]
         kill_both(worker, server)
@@ -181,15 +196,19 @@ def test_a_run_is_failed_only_when_its_code_server_can_retry_it(tmp_path):
         assert instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE
 
 
-def test_a_code_server_that_stays_away_does_not_hold_its_run_up_for_good(tmp_path):
-    with sleeping_run(tmp_path / "home", OURS | {"config": {"patience_seconds": 0, "settled_seconds": 3600}}) as (workspace, run_id, *both):
+def test_a_code_server_that_stays_away_does_not_hold_its_run_up_for_good(tmp_path, database):
+    with sleeping_run(tmp_path / "home", database, OURS | {"config": {"patience_seconds": 0, "settled_seconds": 3600}}) as (
+        workspace,
+        run_id,
+        *both,
+    ):
         kill_both(*both)
         monitor(workspace)
         assert workspace.instance.get_run_by_id(run_id).status == DagsterRunStatus.FAILURE
 
 
-def test_a_worker_that_outlives_its_run_is_found_and_killed_and_a_living_runs_worker_is_not(tmp_path):
-    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+def test_a_worker_that_outlives_its_run_is_found_and_killed_and_a_living_runs_worker_is_not(tmp_path, database):
+    with sleeping_run(tmp_path / "home", database, AT_ONCE) as (workspace, run_id, worker, server):
         instance = workspace.instance
         os.kill(worker, signal.SIGSTOP)  # it heeds no interrupt
         assert list(strays(instance, 0, code_server=server.pid)) == []  # its run is in progress
@@ -210,8 +229,8 @@ def test_a_pid_that_was_said_before_its_process_began_is_anothers():
     assert worker_of(os.getpid(), began - 30) is None  # after a restart of the machine pids begin anew
 
 
-def test_a_worker_that_hangs_while_it_is_canceled_does_not_stop_its_code_server(tmp_path):
-    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, server):
+def test_a_worker_that_hangs_while_it_is_canceled_does_not_stop_its_code_server(tmp_path, database):
+    with sleeping_run(tmp_path / "home", database, AT_ONCE) as (workspace, run_id, worker, server):
         instance = workspace.instance
         launcher = instance.run_launcher
         client = launcher._get_grpc_client_for_termination(run_id)
@@ -241,8 +260,8 @@ def test_a_worker_that_hangs_while_it_is_canceled_does_not_stop_its_code_server(
         control.join()
 
 
-def test_a_worker_that_is_well_heeds_the_interrupt(tmp_path):
-    with sleeping_run(tmp_path / "home", AT_ONCE) as (workspace, run_id, worker, _):
+def test_a_worker_that_is_well_heeds_the_interrupt(tmp_path, database):
+    with sleeping_run(tmp_path / "home", database, AT_ONCE) as (workspace, run_id, worker, _):
         assert workspace.instance.run_launcher.terminate(run_id)
         until(lambda: workspace.instance.get_run_by_id(run_id).status == DagsterRunStatus.CANCELED)
         until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)

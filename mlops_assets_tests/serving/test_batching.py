@@ -17,7 +17,10 @@ class Echo:
     labels = ["a", "b"]
     system = "echo"
 
-    def __init__(self) -> None:
+    def __init__(self, one_at_a_time: bool = False) -> None:
+        self.one_at_a_time = one_at_a_time
+        self.together, self.most_together = 0, 0
+        self.counting = threading.Lock()
         self.rounds: list[list[Any]] = []
         self.entered, self.hold = threading.Event(), threading.Event()
         self.hold.set()
@@ -25,8 +28,13 @@ class Echo:
     def check(self, inputs: list[Any]) -> None: ...
 
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
+        with self.counting:
+            self.together += 1
+            self.most_together = max(self.most_together, self.together)
         self.entered.set()
         assert self.hold.wait(30)
+        with self.counting:
+            self.together -= 1
         self.rounds.append(list(inputs))
         if "poison" in inputs:
             raise RuntimeError("poison")
@@ -130,6 +138,27 @@ def test_a_long_request_is_answered_by_all_threads_in_order() -> None:
         answers = await asyncio.gather(*(batcher.predict(echo, list(range(n, n + 400))) for n in range(5)))
         assert [texts(a) for a in answers] == [list(range(n, n + 400)) for n in range(5)]
         assert batcher.waiting == 0
+        batcher.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_a_model_that_wants_it_has_one_round_at_a_time_and_holds_no_other_model_up(one_at_a_time: bool) -> None:
+    """The control: any other model has as many rounds at a time as there are threads."""
+
+    async def scenario() -> None:
+        batcher, alone, other = Batcher(3), Echo(one_at_a_time), Echo()
+        alone.hold.clear()
+        requests = [asyncio.create_task(batcher.predict(alone, [number])) for number in range(2)]
+        await asyncio.to_thread(alone.entered.wait, 30)
+        requests += [asyncio.create_task(batcher.predict(alone, [number])) for number in range(2, 8)]
+        assert texts(await batcher.predict(other, ["other"])) == ["other"]
+        while not one_at_a_time and alone.together < 2:
+            await asyncio.sleep(0)
+        alone.hold.set()
+        assert [texts(await request) for request in requests] == [[number] for number in range(8)]
+        assert (alone.most_together == 1) == one_at_a_time
         batcher.close()
 
     run(scenario())

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
+from mlops_assets.serving import loading
 from mlops_assets.settings import Settings
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World, config_of
-from mlops_assets_tests.serving.bundles import probabilities
-from mlops_assets_tests.serving.running import MANUAL, Running, database_away, promote, register, running, until
+from mlops_assets_tests.serving.bundles import make_bundle, probabilities
+from mlops_assets_tests.serving.running import MANUAL, Running, database_away, promote, register, register_folder, running, until
 
 
 @pytest.fixture
@@ -146,6 +149,74 @@ def test_starts_from_the_disk_when_the_database_is_away(world: World, settings: 
         bring_back()
         server.serves(second)
         until(lambda: server.client.get("/readyz").json()["ledger"]["connected"])
+
+
+@contextmanager
+def held_loads(monkeypatch: pytest.MonkeyPatch, bundle: str) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Loading that bundle sets the first event and waits for the second; the end lets everything go on."""
+    entered, go_on, real = threading.Event(), threading.Event(), loading.load
+
+    def held(folder: Path, system: str, threads: int) -> loading.Predictor:
+        if folder.name == bundle:
+            entered.set()
+            assert go_on.wait(60)
+        return real(folder, system, threads)
+
+    monkeypatch.setattr(loading, "load", held)
+    try:
+        yield entered, go_on
+    finally:
+        go_on.set()
+
+
+def test_a_bundle_that_opens_slowly_at_the_start_holds_up_nobody_else(
+    world: World, settings: Settings, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manual = config_of("other", mode="manual")
+    other = World(world.engine, settings, store, "other", manual)
+    slow, quick = register(world, tmp_path / "a"), register_folder(other, make_bundle(tmp_path / "b", system="other"), manual)
+    promote(world, slow)
+    promote(other, quick, manual)
+    with running(settings) as server:
+        server.serves(slow)
+        until(lambda: server.version("other") == quick)
+    with held_loads(monkeypatch, _bundle(world, slow)) as (entered, go_on), running(settings, start=False) as server:
+        try:
+            assert entered.wait(30)
+            until(lambda: server.version("other") == quick)
+            server.client.timeout = 5
+            assert server.client.get("/livez").status_code == 200
+            systems = server.client.get("/models").json()["systems"]
+            assert (systems["sentiment"]["serving"], systems["sentiment"]["loading"]) == (None, True)
+            assert systems["other"]["serving"]["version"] == quick
+            assert server.models()["serving"] is None
+            assert server.predict("좋은 영화", system="other").json()["version"] == quick
+        finally:
+            go_on.set()
+        server.serves(slow)
+
+
+def test_what_the_ledger_names_wins_over_what_the_disk_still_opens(
+    world: World, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
+    promote(world, first)
+    with running(settings) as server:
+        server.serves(first)
+    state = settings.home / "serving" / "champion" / "sentiment" / "state.json"
+    with held_loads(monkeypatch, _bundle(world, first)) as (entered, go_on), running(settings, start=False) as server:
+        try:
+            assert entered.wait(30)
+            assert server.predict("좋은 영화", version=second).json()["version"] == second  # resident from now on
+            promote(world, second)
+            with world.engine.connect() as connection:
+                server.server.follower.check(connection)
+            assert server.version() == second
+        finally:
+            go_on.set()
+        until(lambda: not server.models()["loading"])
+        assert server.version() == second
+        assert json.loads(state.read_text())["version"] == second
 
 
 def test_without_a_database_and_without_a_disk_it_says_so(settings: Settings) -> None:
@@ -284,4 +355,8 @@ def test_reload_looks_again_at_what_was_refused(world: World, settings: Settings
 
 def _bundle(world: World, version: int) -> str:
     with world.engine.connect() as connection:
-        return str(connection.execute(text("SELECT bundle_sha256 FROM receipt WHERE version = :v"), {"v": version}).scalar_one())
+        return str(
+            connection.execute(
+                text("SELECT bundle_sha256 FROM receipt WHERE system = :s AND version = :v"), {"s": world.system, "v": version}
+            ).scalar_one()
+        )

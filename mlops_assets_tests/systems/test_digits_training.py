@@ -324,6 +324,12 @@ def test_a_better_model_that_falls_on_the_drawn_set_or_a_digit_is_refused(change
 # --- canaries -------------------------------------------------------------------------------------------------------------------
 
 
+def test_what_users_drew_decides_neither_calibration_nor_when_to_ask() -> None:
+    origins = np.array(["mnist"] * 800 + ["drawn"] * 20 + ["users"] * 24)
+    even = training._evenly(origins)
+    assert {name: int((origins[even] == name).sum()) for name in ("mnist", "drawn", "users")} == {"mnist": 800, "drawn": 800, "users": 0}
+
+
 def test_a_bundle_keeps_no_drawing_of_a_user(table: CleanedTable) -> None:
     """Its golden samples are copies, which nobody could delete."""
     digits = data.read_digits(table, "validation", files=True)

@@ -210,13 +210,42 @@ def test_any_line_is_a_comment_or_has_a_reason(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"id": "1"}, {"text": None}, {"labels": "연령"}, {"labels": [1]}, {"deleted": 0}, {"source": 3}, {"text": "\x00"}]
+    "wrong",
+    [
+        {"id": "1"},
+        {"text": None},
+        {"labels": "연령"},
+        {"labels": [1]},
+        {"deleted": 0},
+        {"source": 3},
+        {"text": "\x00"},
+        {"id": 99999999999999999999},
+        {"id": -(2**63) - 1},
+        {"text": "\ud83d"},
+        {"source": "\ud83d"},
+    ],
 )
 def test_a_line_with_a_wrong_value_is_malformed(wrong: dict[str, Any]) -> None:
     whole = json.loads(line(1, "하나", "연령"))
     assert not isinstance(data.parse_comment(json.dumps(whole).encode(), SECTION), Rejected)
     parsed = data.parse_comment(json.dumps({**whole, **wrong}).encode(), SECTION)
     assert isinstance(parsed, Rejected) and parsed.code == "malformed_row"
+
+
+def test_a_line_that_is_nested_without_end_is_malformed() -> None:
+    parsed = data.parse_comment(b"[" * 500_000, SECTION)
+    assert isinstance(parsed, Rejected) and parsed.code == "malformed_row"
+
+
+def test_a_second_file_of_a_table_is_turned_away(version, clean, rows, engine: Engine) -> None:
+    first = {"unsmile_train_1.tsv": table(row("하나", "연령"), row("둘째", "연령")), "unsmile_valid_v1.0.tsv": VALID}
+    done = clean(version("v1", {**first, "unsmile_train_2.tsv": table(row("다른 글", "지역"))}))
+    assert done.refused_files == {"unsmile_train_2.tsv": "second_file"} and rows("v1").loc["unsmile/train#2", "text"] == "하나"
+    # In a version that extends it, the same name replaces the file and another one is a second file.
+    again = {"unsmile_train_1.tsv": table(row("하나", "지역")), "unsmile_train_0.tsv": table(row("다른 글", "지역"))}
+    done = clean(version("v2", again, parent="v1"))
+    assert done.refused_files == {"unsmile_train_0.tsv": "second_file", "v1/unsmile_train_2.tsv": "second_file"}
+    assert rows("v2")["labels"].filter(like="train").to_dict() == {"unsmile/train#2": "지역", "unsmile/train#3": "연령"}
 
 
 # --- among the comments ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from mlops_assets.ingest import texts
-from mlops_assets.ingest.lines import lines_of
+from mlops_assets.ingest.lines import EXCERPT, excerpt, lines_of
 from mlops_assets.ingest.objects import land
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.dataset import NothingLeft
@@ -53,6 +53,22 @@ def test_lines_are_the_same_however_the_bytes_are_cut(content: bytes, cuts: list
             assert isinstance(line, Rejected) and line.code == "too_large"
         else:
             assert line == whole.removesuffix(b"\r")
+
+
+@pytest.mark.parametrize("secret", ["010-1234-5678", "hong.gildong@mail.example.co.kr", "900101-1234567"])
+@pytest.mark.parametrize("filler", ["가", "😀", "a@b.kr 010-1234-5678, "])
+def test_an_excerpt_is_masked_before_it_is_cut(secret: str, filler: str) -> None:
+    for before in range(0, 1700, 7):
+        text = filler * (before // len(filler)) + f" {secret} " + "나" * 600
+        for shown in (excerpt(text.encode()), list(lines_of([text.encode()[:1590], text.encode()[1590:]], 1595))[0].excerpt):
+            assert len(shown) <= EXCERPT
+            assert not {"010-", "-1234", "hong", "9001"} & {shown[at : at + size] for at in range(len(shown)) for size in (4, 5)}, shown
+    assert excerpt(b"ab\xff\x00") == "ab\ufffd\ufffd"
+
+
+def test_the_excerpt_of_a_line_that_came_in_pieces_is_masked_as_a_whole() -> None:
+    pieces = (b"010-1234-567", b"8" + b"x" * 3000 + b"\n")
+    assert [line.excerpt[:8] for line in lines_of(pieces, 2000) if isinstance(line, Rejected)] == ["[PHONE]x"]
 
 
 @given(st.binary(max_size=80))

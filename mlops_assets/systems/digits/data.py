@@ -729,12 +729,7 @@ def contact_sheet(store: ObjectStore, table: PublishedTable, scratch: Path, limi
             raw = images.decode(found.files[number]).convert("L").resize((side, side), Image.Resampling.BOX)
             for down, tile in ((0, raw), (side, Image.fromarray(found.images[number]))):
                 sheet.paste(tile, (x * (side + 2) + 1, y * (2 * side + 4) + 1 + down))
-    for colours in (64, 16, 8, 4, 2):
-        out = io.BytesIO()
-        sheet.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-        if out.tell() <= limit:
-            break
-    return out.getvalue()
+    return images.png_within(limit, ((sheet, colours) for colours in (64, 16, 8, 4, 2)))
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------------------

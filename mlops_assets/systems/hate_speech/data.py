@@ -63,6 +63,8 @@ FILE_REASONS: Final = {
     "unexpected_file": "matches neither a table's files nor comment_files in configs/hate_speech.yaml",
     "not_utf8": "is not UTF-8",
     "empty_file": "holds no row",
+    "second_file": "is a second file of its table, and a row is known by its table and line alone: put the rows into one file and land it "
+    "as a new version; in a version that extends another, under the name that the file has there",
     "wrong_columns": "has not the columns of its table",
 }
 
@@ -90,7 +92,7 @@ def reader_of(section: DatasetSection, name: str) -> Reader | None:
         return Reader(lambda header: lambda line, number: parse_comment(line, section, held_out), has_header=False)
     for source, table in section.tables.items():
         if any(fnmatchcase(name, pattern) for pattern in table.files):
-            return Reader(_opener(section, source, table), table.holdout)
+            return Reader(_opener(section, source, table), table.holdout, only_file_of=source)
     return None
 
 
@@ -138,15 +140,24 @@ def parse_comment(line: bytes, section: DatasetSection, held_out: frozenset[str]
         found = json.loads(line.decode())
     except UnicodeDecodeError:
         return Rejected("not_utf8", lines.excerpt(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     kinds = {"source": str, "id": int, "text": str, "labels": list, "deleted": bool}
     whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-    if not whole or not all(isinstance(label, str) for label in found["labels"]) or "\x00" in found["text"] + found["source"]:
+    if not whole or not all(isinstance(label, str) for label in found["labels"]) or not _can_be_stored(found):
         return Rejected("malformed_row", lines.excerpt(line))
     problem = "unknown_label" if set(found["labels"]) - set(section.labels) else None
     row = _row(section, found["source"], found["id"], found["text"], found["labels"], problem, deleted=found["deleted"])
     return {**row, "holdout": found["source"] in held_out}
+
+
+def _can_be_stored(comment: Mapping[str, Any]) -> bool:
+    """What JSON can say and no column holds: an id over 64 bits, half of a surrogate pair, a zero character."""
+    try:
+        said = (comment["source"] + comment["text"]).encode()
+    except UnicodeEncodeError:
+        return False
+    return b"\x00" not in said and -(2**63) <= comment["id"] < 2**63
 
 
 def _row(
@@ -234,7 +245,6 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
         schema=schema,
         cleaned=_cleaned,
         excerpt=_excerpt,
-        shown=mask,
         file_reasons=FILE_REASONS,
         store_rows=lambda connection, manifest, parts: _store_comments(connection, manifest, parts, section),
         is_stored=lambda connection, table: True,  # comments live on: what a later version or the source said of them stands there

@@ -114,7 +114,7 @@ class ModelTrainer:
                 raise TrainingFailed(f"run {outcome.run_id} on {version} failed: {outcome.reason}")
             with platform.engine.connect() as connection:
                 attempt = ledger.attempt(connection, value["attempt_id"])
-                report = ledger.report(connection, value["report_id"])
+                report = ledger.report(connection, value["report_id"], platform.settings.public_keys_path)
             assert report is not None
             if self.interactive:
                 self._register(settings, platform, version, outcome.reason if outcome.refused else None)
@@ -197,13 +197,17 @@ def reset_tracking(platform: pipeline.Platform) -> int:
     Raises:
         ValueError: the MLflow server is not the embedded one: other people's runs are not ours to delete.
     """
+    import json
+
     from sqlalchemy import text
 
     from mlops_assets.settings import SERVICES_FILE
 
     settings = platform.settings
-    services = settings.home / SERVICES_FILE
-    if settings.mlflow_tracking_uri is None or not services.exists() or settings.mlflow_tracking_uri not in services.read_text():
+    file = settings.home / SERVICES_FILE
+    running = json.loads(file.read_text()) if file.exists() else {}
+    # The address alone proves nothing: `mlops up` publishes one that it was given, too.
+    if running.get("own_mlflow") is not True or settings.mlflow_tracking_uri != running["mlflow_tracking_uri"]:
         raise ValueError("reset_mlflow empties only the MLflow that `mlops up` started; yours is elsewhere, delete runs in its own UI")
     with platform.engine.connect() as connection:
         kept = set(connection.execute(text("SELECT a.mlflow_run_id FROM attempt a JOIN receipt r ON r.attempt_id = a.id")).scalars())

@@ -80,6 +80,8 @@ SHARD_BYTES: Final = 64 * 1024**2
 ROW_GROUP_BYTES: Final = 8 * 1024**2
 EXCERPT: Final = 200
 SHEET_PER_LABEL: Final = 16
+#: The contact sheet's photos are so large (pixels a side) and it has so many colours, the first that fits.
+SHEET_SIZES: Final = ((96, 64), (80, 48), (64, 32), (48, 24), (32, 16), (16, 8))
 EXAMPLES: Final = 20
 
 
@@ -648,22 +650,19 @@ def _chosen(rows: Sequence[Row]) -> list[list[Any]]:
 
 def contact_sheet(store: ObjectStore, table: PublishedTable, limit: int) -> bytes:
     """A PNG of at most `limit` bytes: a few photos of each label, good ones framed green, defective ones red."""
-    import io
-
     from PIL import Image, ImageOps
 
     photos = [(images.decode(store.get(dataset.object_key(digest))), label) for digest, label in table.body["sheet"]]
     columns = 8
-    for side, colours in ((96, 64), (80, 48), (64, 32), (48, 24), (32, 16), (16, 8)):
-        sheet = Image.new("RGB", (columns * side, -(-len(photos) // columns) * side), "white")
+
+    def sheet(side: int) -> Image.Image:
+        drawn = Image.new("RGB", (columns * side, -(-len(photos) // columns) * side), "white")
         for number, (photo, label) in enumerate(photos):
             tile = ImageOps.expand(ImageOps.pad(photo, (side - 6, side - 6), color="white"), 2, "#2e7d32" if label == 0 else "#c62828")
-            sheet.paste(tile, (number % columns * side + 1, number // columns * side + 1))
-        out = io.BytesIO()
-        sheet.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-        if out.tell() <= limit:
-            break
-    return out.getvalue()
+            drawn.paste(tile, (number % columns * side + 1, number // columns * side + 1))
+        return drawn
+
+    return images.png_within(limit, ((sheet(side), colours) for side, colours in SHEET_SIZES))
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------------------

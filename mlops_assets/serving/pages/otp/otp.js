@@ -16,7 +16,7 @@ const voice = new Voice($("said"), page.words);
 const pad = new Pad($("pad"), {
   down: strokeBegins, up: strokeEnds, edge: () => voice.touch("edge"), twoFingers: undo, held: () => voice.touch("go"), hold: send, tap: readBack,
 });
-const state = {lang: page.lang, phase: "drawing", tries: 0, asked: null, waiting: false, timer: 0};
+const state = {lang: page.lang, phase: "drawing", tries: 0, asked: null, waiting: false, kept: null, timer: 0};
 
 const words = () => page.words[state.lang];
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -42,16 +42,25 @@ function strokeEnds() {
 async function read() {
   clearTimeout(state.timer);
   if (state.phase !== "drawing" || pad.drawing) return;
+  if (code.full) { drop(); voice.say(["typed"], {signal: "go"}); return; }  // there is no place for another digit
   if (state.asked) { state.waiting = true; return; }
-  if (pad.empty) { voice.say(["empty"], {signal: "bad"}); return; }
-  const picture = pad.picture(), strokes = pad.take(), asked = state.asked = {};
-  const answer = await readDigit(picture);
+  if (pad.empty && !state.kept) { voice.say(["empty"], {signal: "bad"}); return; }
+  const drawing = state.kept ?? {picture: pad.picture(), strokes: pad.take()}, asked = {};
+  Object.assign(state, {asked, kept: null, waiting: !pad.empty});
+  const answer = await readDigit(drawing.picture);
   if (state.asked !== asked) return;  // undone meanwhile
-  state.asked = null;
-  if (answer.problem) notRead(answer, strokes);
-  else heard(answer, picture);
-  if (state.waiting && !pad.empty) read();
-  state.waiting = false;
+  const next = state.waiting && !answer.problem;
+  Object.assign(state, {asked: null, waiting: false});
+  if (answer.problem) notRead(answer, drawing);
+  else heard(answer, drawing.picture);
+  if (next && !pad.empty) read();
+}
+
+/** Forget what was drawn and is not read yet, on the pad and under way. */
+function drop() {
+  clearTimeout(state.timer);
+  Object.assign(state, {asked: null, waiting: false, kept: null});
+  pad.clear();
 }
 
 function heard({digit, sure, version}, picture) {
@@ -72,18 +81,17 @@ function doubt(reason) {
   voice.say([state.tries < TRIES ? reason : "choose", ...placeKeys()], {signal: "again", bad: true});
 }
 
-function notRead({problem, version}, strokes) {
+function notRead({problem, version}, drawing) {
   if (problem === "little") { code.said(null, version, true); doubt("little"); return; }
-  pad.give(strokes);
+  if (pad.empty) pad.give(drawing.strokes);
+  else state.kept = drawing;  // the next digit was begun meanwhile and stays on the pad: this one is read before it
   voice.say([problem], {signal: "bad", bad: true});
 }
 
 function undo() {
-  clearTimeout(state.timer);
   if (state.phase !== "drawing" && state.phase !== "confirm") return;
-  const pending = state.asked !== null || !pad.empty;
-  state.asked = null;
-  pad.clear();
+  const pending = state.asked !== null || state.kept !== null || !pad.empty;
+  drop();
   if (pending) { voice.say(["cleared", ...placeKeys()], {signal: "gone"}); return; }
   const removed = code.remove();
   if (!removed) { voice.say(["nothing"], {signal: "bad"}); return; }
@@ -93,9 +101,7 @@ function undo() {
 
 function startOver() {
   if (state.phase === "sending") return;
-  clearTimeout(state.timer);
-  state.asked = null;
-  pad.clear();
+  drop();
   code.clear();
   draw($("over"));
   voice.say(["over", ...placeKeys()], {signal: "gone"});
@@ -117,6 +123,7 @@ function typed(event) {
   if ($("code").value !== digits) $("code").value = digits;  // a pasted message has words around its code
   if (digits.length > code.length) { wrongCount("many"); return; }
   code.type(digits);
+  if (code.full) drop();  // it would be a digit too many
   Object.assign(state, {phase: "drawing", tries: 0});
   render(true);
   if (digits === before) return;
@@ -135,8 +142,9 @@ function wrongCount(key) {
 function check(event) {
   event.preventDefault();
   if (state.phase === "sending") return;
-  const count = digitsIn($("code").value).length;
+  const digits = digitsIn($("code").value), count = digits.length;
   if (count !== code.length) { wrongCount(count < code.length ? "few" : "many"); $("code").focus(); return; }
+  code.type(digits);  // no event told of what was typed before this script ran, or is by some keyboards
   confirm();
 }
 
@@ -144,8 +152,7 @@ function check(event) {
 
 function confirm() {
   state.phase = "confirm";
-  state.asked = null;
-  pad.clear();
+  drop();
   render();
   // For whoever cannot see the pad it stays where the finger knows it; typed codes come into view.
   $("confirm-title").focus({preventScroll: code.entries.some(entry => entry.picture)});

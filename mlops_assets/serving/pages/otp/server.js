@@ -16,15 +16,35 @@ export async function read(picture) {
   return {digit: prediction.label, sure: prediction.sure === true, version};
 }
 
+/** The code whose drawings the server holds, as far as this page knows; "": perhaps it holds some, its answer was lost. */
+let held = null;
+
 /** First what was confirmed to the model server, then the code to the caller: `{outcome, saved, next}`, an outcome of words.json. */
 export async function send(page, code, save) {
-  const confirmed = await fetched("/otp/confirmation", json(code.confirmation(page.session, save)));
-  const saved = !save || confirmed?.ok === true;  // whoever wants in must not be kept out because drawings were not
+  const saved = await confirm(page.session, code, save);  // whoever wants in must not be kept out because drawings were not
+  if (saved === null) return {outcome: "unsent", saved: false};
   const answer = await fetched(page.verify_url, {...json({session: page.id, code: code.digits}), credentials: "omit"});
   if (!answer || answer.status >= 500) return {outcome: "unsent", saved};
   if (!answer.ok) return {outcome: "ended", saved};
   const said = await content(answer);
   return {outcome: said.verified === true ? "verified" : "wrong", saved, next: sameOrigin(said.next, page.verify_url)};
+}
+
+/** Whether all is as wished, drawings held or not. null: they may be held against the wish, and a code that is right would keep them. */
+async function confirm(session, code, save) {
+  const told = keep => fetched("/otp/confirmation", json(code.confirmation(session, keep)));
+  if (save && held === code.digits) return true;  // a session's drawings are taken once
+  if (save && !held) {
+    const answer = await told(true);
+    if (answer?.ok) { held = code.digits; return true; }
+    if (!answer) held = "";
+    if (answer?.status !== 409) return false;
+  }
+  // Not wished any more, or of another code: what is held is dropped.
+  const answer = await told(false);
+  if (held !== null && (!answer || answer.status >= 500)) return save ? false : null;
+  held = null;
+  return !save;
 }
 
 function sameOrigin(next, url) {
