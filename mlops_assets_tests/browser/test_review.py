@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(not PROGRAM, reason="no Ch
 
 ATTACK = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> \'); 👨‍👩‍👧 그냥 글입니다'
 BAD_LABEL = "</script><script>window.hurt=1</script>"
+#: What is on the screen can be answered while the numbers below it are on their way.
+STATS_HANG = """window.fetch = (ask => (url, more) => url.endsWith("/stats") ? new Promise(() => {}) : ask(url, more))(window.fetch)"""
 
 
 @pytest.fixture
@@ -74,6 +76,7 @@ def test_a_person_reviews_by_keyboard_and_no_comment_becomes_html(
         page.press("Enter")
         page.sees("[PHONE]로 주세요")
         assert labels(engine) == [["부정"]]
+        page.run(STATS_HANG)
         page.press("s")
         page.sees("마지막 댓글")
         page.press("2")
