@@ -144,6 +144,7 @@ def main() -> None:
     rounds, seconds, checked = (2, 2.0, 40) if quick else (7, 8.0, 300)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(kcbert.workplace())
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"  # its default is a file where one stands
         model = save_mlflow(folder, bundle.parent / "fp32")
         sides = [stack.enter_context(ours(folder, bundle)), stack.enter_context(mlflow_serve(folder, model, tuned=False))]
         if not quick:

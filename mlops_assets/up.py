@@ -137,7 +137,7 @@ class Platform:
         self._write_dagster_home()
         self.environment = child_environment(self.settings) | {MARK: self.mark}
         if embedded:
-            _upgrade_stores(home, self.environment, self.settings)
+            _upgrade_stores(home, self.environment)
         for service in self._services():
             self.supervisor.add(service)
         self._publish()
@@ -402,6 +402,14 @@ def migrate(settings: Settings | None = None) -> tuple[str, str]:
     return database.migrate(settings.require("database_url")), signing.ensure_key(settings)
 
 
+def upgrade_mlflow(settings: Settings | None = None) -> None:
+    """MLflow's tables, made or brought up to date, as `mlflow db upgrade` does, whose address would stand in the list of processes."""
+    from mlflow.db import upgrade
+
+    assert upgrade.callback is not None
+    upgrade.callback((settings or load_settings()).require("mlflow_database_url"))
+
+
 def child_environment(settings: Settings) -> dict[str, str]:
     """The environment of every service: ours, the settings, and what keeps libraries quiet and local."""
     inherited = process_environment()
@@ -434,7 +442,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _upgrade_stores(home: Path, environment: Mapping[str, str], settings: Settings) -> None:
+def _upgrade_stores(home: Path, environment: Mapping[str, str]) -> None:
     """Bring Dagster's and MLflow's tables to the installed versions, once per version; refuse tables of newer ones."""
     from packaging.version import Version
 
@@ -443,7 +451,7 @@ def _upgrade_stores(home: Path, environment: Mapping[str, str], settings: Settin
     now = {name: version(name) for name in ("dagster", "mlflow")}
     commands = {
         "dagster": [sys.executable, "-m", "dagster", "instance", "migrate"],
-        "mlflow": [sys.executable, "-m", "mlflow", "db", "upgrade", settings.require("mlflow_database_url")],
+        "mlflow": [sys.executable, "-c", "from mlops_assets.up import upgrade_mlflow; upgrade_mlflow()"],
     }
     for name, installed in now.items():
         last = before.get(name, installed)

@@ -144,6 +144,15 @@ def test_every_service_gets_settings_that_are_read(monkeypatch, tmp_path):
     assert settings.store_url == "s3://mlops/assets"
 
 
+def test_mlflow_gets_its_databases_address_out_of_sight_and_the_same_store_as_everyone():
+    service, settings = COMPOSE["services"]["mlflow"], COMPOSE["x-settings"]
+    given = service["environment"]
+    assert not [word for word in service["command"] if "://" in word or "$" in word]
+    assert given["MLFLOW_BACKEND_STORE_URI"] == settings["MLOPS_MLFLOW_DATABASE_URL"]
+    assert given["MLFLOW_ARTIFACTS_DESTINATION"] == settings["MLOPS_OBJECT_STORE_URL"] + "/mlflow"
+    assert given["MLFLOW_S3_ENDPOINT_URL"] == settings["MLOPS_S3_ENDPOINT_URL"]
+
+
 def test_only_the_registrar_has_the_private_key():
     holders = {name for name, s in ours().items() if any("signing" in v for v in s.get("volumes", []))}
     assert holders == {"migrate", "code"}
@@ -180,9 +189,9 @@ def test_the_command_of_each_service_is_understood(name):
         command = command[1:] if command[0] == "exec" else command
     if command[0] == "python":
         compile(command[2], name, "exec")
-        from mlops_assets.up import migrate
+        from mlops_assets.up import migrate, upgrade_mlflow
 
-        assert callable(migrate)
+        assert callable(migrate) and callable(upgrade_mlflow)
         return
     words = [word for word in command[1:] if not word.startswith("-")]
     depth = {"dagster": 2, "mlops": 1, "mlflow": 1, "dagster-daemon": 1, "dagster-webserver": 0}[command[0]]

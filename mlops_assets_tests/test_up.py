@@ -15,10 +15,11 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from sqlalchemy import create_engine, inspect
 
 from mlops_assets import dagster_api, up
 from mlops_assets.dagster_api import graphql
-from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings
+from mlops_assets.settings import SERVICES_FILE, SettingsError, load_settings, process_environment
 from mlops_assets_tests.running_platform import Running, running_platform, until
 
 SERVICES = ("code", "mlflow", "dagster", "daemon", "serve", "staging", "dashboard", "tensorboard")
@@ -179,8 +180,20 @@ def test_a_data_folder_without_a_known_data_set_is_refused_before_anything_start
 def test_tables_of_a_newer_mlflow_are_refused(tmp_path):
     (tmp_path / "versions.json").write_text('{"mlflow": "99.0"}')
     with pytest.raises(up.Refused, match=r"last used by mlflow 99\.0"):
-        up._upgrade_stores(tmp_path, {}, load_settings(home=tmp_path, mlflow_database_url="postgresql://x"))
+        up._upgrade_stores(tmp_path, {})
     assert "99.0" in (tmp_path / "versions.json").read_text()
+
+
+def test_mlflows_tables_follow_its_version_and_no_command_holds_their_address(tmp_path, make_database, monkeypatch):
+    settings = load_settings(home=tmp_path, mlflow_database_url=make_database("template1"))
+    (tmp_path / "versions.json").write_text('{"mlflow": "2.0"}')
+    run, commands = subprocess.run, []
+    monkeypatch.setattr(up.subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options))
+    up._upgrade_stores(tmp_path, process_environment() | settings.environment())
+    with create_engine(settings.require("mlflow_database_url")).connect() as connection:
+        assert inspect(connection).has_table("registered_models")
+    assert commands and settings.require("mlflow_database_url") not in repr(commands)
+    assert '"2.0"' not in (tmp_path / "versions.json").read_text()
 
 
 def test_a_home_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
