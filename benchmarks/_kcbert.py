@@ -190,6 +190,7 @@ def process(command: Sequence[str], log: Path, **environment: str | None) -> Ite
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, 15)
+                os.killpg(child.pid, 18)  # a stopped one hears nothing else
             try:
                 child.wait(20)
             except subprocess.TimeoutExpired:

@@ -1,9 +1,11 @@
 """Concurrent requests share the engine: whatever waits while it works goes into its next rounds.
 
-No timer: an idle engine starts at once, a busy one finds its next batch waiting. Each processor has an engine thread of its own that runs
-whole rounds: a model spread over the processors waits for itself at every layer, and gives a fifth less. A model whose work is mostly
-Python's has one round at a time (`one_at_a_time`): two would take the interpreter from each other and from the event loop. A round is sized
-by time, from the speed just measured, so that one client's thousand texts never hold up another's single one.
+An idle engine starts at once, without a timer. One that has just answered, while another round keeps the processors busy, gives those
+whom it answered a moment to ask again: its next round is then as large as the last one, and not what happened to wait. Each processor has
+an engine thread of its own that runs whole rounds: a model spread over the processors waits for itself at every layer, and gives a fifth
+less. A model whose work is mostly Python's has one round at a time (`one_at_a_time`): two would take the interpreter from each other and
+from the event loop. A round is sized by time, from the speed just measured, so that one client's thousand texts never hold up another's
+single one.
 
 Belongs here: queueing. Does not belong here: HTTP, models.
 """
@@ -24,6 +26,8 @@ ROUND_SECONDS = 0.030
 MIN_ROUND, MAX_ROUND = 4, 256
 #: The first round of a model, before its speed is known.
 FIRST_ROUND = 8
+#: That moment: an answer's way to a client near by and its next question's way back.
+GATHER_SECONDS = 0.002
 #: Inputs that may wait; beyond it requests are refused at once, which is kinder than a late answer.
 MAX_WAITING = 2_000
 
@@ -119,6 +123,8 @@ class Batcher:
                 self._learn(predictor, sum(len(part.inputs) for part in share), time.perf_counter() - started)
                 for part, answers in answered:
                     self._deliver(part, answers)
+                if len(self._rounds) > 1 and self.waiting < MIN_ROUND:
+                    await asyncio.sleep(GATHER_SECONDS)
         except BaseException as error:
             for job in [*self._jobs, *(part.job for part in share)]:
                 job.fail(error if isinstance(error, Exception) else RuntimeError("the server is stopping"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlops_assets.serving import batching
 from mlops_assets.serving.batching import Batcher, Overloaded
 
 
@@ -159,6 +160,31 @@ def test_a_model_that_wants_it_has_one_round_at_a_time_and_holds_no_other_model_
         alone.hold.set()
         assert [texts(await request) for request in requests] == [[number] for number in range(8)]
         assert (alone.most_together == 1) == one_at_a_time
+        batcher.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("gather", [0.3, 0.0])
+def test_who_was_answered_together_is_asked_together_while_another_round_runs(gather: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: without the moment to ask again, whoever is back first has a round alone."""
+    monkeypatch.setattr(batching, "GATHER_SECONDS", gather)
+
+    async def scenario() -> None:
+        batcher, slow, echo = Batcher(2), Echo(), Echo()
+        slow.hold.clear()
+        busy = asyncio.create_task(batcher.predict(slow, ["busy"]))
+        await asyncio.to_thread(slow.entered.wait, 30)
+
+        async def client(way_back: float) -> None:
+            for _ in range(3):
+                await batcher.predict(echo, [way_back])
+                await asyncio.sleep(way_back)
+
+        await asyncio.gather(client(0.001), client(0.03))
+        slow.hold.set()
+        await busy
+        assert ([len(round) for round in echo.rounds] == [2, 2, 2]) == (gather > 0)
         batcher.close()
 
     run(scenario())
