@@ -7,6 +7,7 @@ in are read at all. Belongs here: limits, decoding, orientation, colour, size. D
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,6 @@ def load(data: bytes, *, limits: Limits = DEFAULT) -> Image:
     Raises:
         BadImage
     """
-    from PIL import ImageOps
-
     check_size(data, limits)
     picture = _open(data)
     width, height = picture.size
@@ -73,9 +72,31 @@ def load(data: bytes, *, limits: Limits = DEFAULT) -> Image:
         raise BadImage("animated", "the picture is animated", "움직이는 이미지는 받을 수 없습니다.", "Send one frame of it.")
     try:
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        return _upright(picture)
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
         raise _damaged(error) from None
+
+
+def _upright(picture: Image) -> Image:
+    """As the camera was held. Pillow's own `exif_transpose` also writes the other tags anew, and fails in many ways when one is damaged."""
+    from PIL import ExifTags
+    from PIL.Image import Transpose
+
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, struct.error):
+        return picture  # nothing but the camera's notes is damaged
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def to_array(data: bytes, size: int, *, limits: Limits = DEFAULT) -> np.ndarray:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mlops_assets.images import BadImage, Limits, decode, to_array
 
@@ -112,3 +112,21 @@ def test_a_picture_is_upright() -> None:
     assert turned.size == (10, 20)
     assert turned.getpixel((5, 2)) == (255, 255, 255)
     assert turned.getpixel((5, 17)) == (0, 0, 0)
+
+
+def test_no_damaged_byte_of_the_cameras_notes_breaks_a_photo() -> None:
+    picture = Image.effect_noise((40, 20), 50).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110], exif[0x829A] = 6, "camera", 0.5  # orientation, model, exposure
+    sound = encoded(picture, "JPEG", exif=exif)
+    start = sound.index(b"Exif") + 6
+    sizes, pillow_fails = set(), 0
+    for at in range(start, sound.index(b"camera") + 16):
+        for value in (0, 1, 7, 9, 255):
+            damaged = sound[:at] + bytes([value]) + sound[at + 1 :]
+            sizes.add(decode(damaged).size)
+            try:
+                ImageOps.exif_transpose(Image.open(io.BytesIO(damaged)))
+            except Exception:
+                pillow_fails += 1
+    assert sizes == {(20, 40), (40, 20)} and pillow_fails, "control: what Pillow offers does not survive them"
