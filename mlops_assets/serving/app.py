@@ -97,7 +97,7 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
         PortTaken
     """
     name, port = ("MLOPS_SERVE_PORT", settings.serve_port) if channel == "champion" else ("MLOPS_STAGING_PORT", settings.staging_port)
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, port))

@@ -76,10 +76,14 @@ def find(connection: Connection, request_id: str) -> RowMapping:
     sql = text("SELECT system, version, inputs, labels FROM answer WHERE request_id = :id ORDER BY at DESC LIMIT 1")
     found = connection.execute(sql, {"id": request_id}).mappings().first()
     if found is None or found["labels"] is None:
-        fix = "Use the X-Request-ID of an answer of POST /predict/{system}; answers are recorded within a second."
-        message = f"no answer with the id {request_id} is recorded"
-        raise ApiError(404, "unknown_request", message, "기록된 요청이 아닙니다.", fix, field="request_id")
+        raise unknown_request(request_id)
     return found
+
+
+def unknown_request(request_id: str) -> ApiError:
+    fix = "Use the X-Request-ID of an answer of POST /predict/{system}; answers are recorded within a second."
+    message = f"no answer with the id {request_id[:64]} is recorded"
+    return ApiError(404, "unknown_request", message, "기록된 요청이 아닙니다.", fix, field="request_id")
 
 
 def live_accuracy(connection: Connection, system: str, version: int) -> tuple[float, int]:

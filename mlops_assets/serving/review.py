@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.ingest import queue
 from mlops_assets.serving.errors import ApiError
-from mlops_assets.settings import ReviewSection, load_section
+from mlops_assets.settings import ReviewSection, load_config_text, load_section
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -60,9 +60,18 @@ class Review:
 
     Attributes:
         choices: the labels that may be given: the champion's, and those that stand alone.
+
+    Raises:
+        ApiError: `no_review`: the system's configuration has no section of that name.
     """
 
     def __init__(self, connect: Callable[[], Engine], system: str, labels: Sequence[str], configs: Path) -> None:
+        if "review" not in load_config_text(system, configs):
+            # Whose comments are asked about is not in the queue: another system's labels would be answers about the wrong question.
+            message, korean = f"{system} has no comments to review", f"{system}에는 검수할 댓글이 없습니다."
+            raise ApiError(
+                404, "no_review", message, korean, f"Comments of a system are reviewed where configs/{system}.yaml has `review`."
+            )
         self._connect = connect
         self.system = system
         self.section = load_section(ReviewSection, system, "review", configs)

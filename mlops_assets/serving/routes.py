@@ -29,7 +29,7 @@ from mlops_assets.serving import errors, policies
 from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
-from mlops_assets.serving.feedback import Given, find, give
+from mlops_assets.serving.feedback import Given, find, give, unknown_request
 from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count, segments
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
@@ -213,6 +213,8 @@ class Routes:
     async def feedback(self, request_id: str, request: Request) -> Response:
         """Store what the inputs of an answered request truly were."""
         self._authorize(request)
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise unknown_request(request_id)
         labels = _list(await _body(request, MAX_FEEDBACK_BYTES), "labels", 'Send UTF-8 JSON like {"labels": ["..."]}.')
         actor = (request.headers.get("x-actor") or "api")[:100]
         try:

@@ -207,6 +207,15 @@ def test_a_serving_process_has_no_heavy_library_and_stops_cleanly(world: World, 
         assert connection.execute(text("SELECT count(*) FROM answer")).scalar_one() >= 1
 
 
+def test_the_other_internet_protocol_is_listened_on(settings: Settings) -> None:
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.bind(("::1", 0))
+        holder.listen()
+        taken = settings.model_copy(update={"host": "::1", "serve_port": holder.getsockname()[1]})
+        with pytest.raises(serving.PortTaken, match="Address already in use"):
+            serving.serve(taken)
+
+
 def test_a_taken_port_names_the_setting(settings: Settings) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

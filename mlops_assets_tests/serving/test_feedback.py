@@ -91,6 +91,7 @@ def test_bad_truths_are_refused_with_the_labels_that_are_known(server: Running, 
 
 def test_an_unknown_request_and_a_missing_token(server: Running) -> None:
     assert give(server, "nobody-asked", ["긍정"]).json()["code"] == "unknown_request"
+    assert give(server, "no%00body", ["긍정"]).json()["code"] == "unknown_request"
     request_id = server.predict("좋은").json()["request_id"]
     assert give(server, request_id, ["긍정"], token=None).status_code == 401
     assert give(server, request_id, ["긍정"], token="guess").status_code == 401

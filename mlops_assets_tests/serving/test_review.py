@@ -118,3 +118,19 @@ def test_token_name_and_system(server: Running) -> None:
     assert ask(server, "").json()["code"] == "bad_reviewer"
     assert server.client.get("/review/nothing/next", headers=headers()).json()["code"] == "unknown_system"
     assert server.client.get("/review/nothing").status_code == 404
+
+
+def test_only_a_system_whose_comments_are_reviewed_has_a_page_and_questions(
+    world: World, engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """Its labels would stand as answers of another system's question, for ever."""
+    promote(world, register(world, tmp_path / "a"))
+    with engine.begin() as connection:
+        add_comment(connection, 1, "댓글")
+    with running(settings.model_copy(update={"api_token": TOKEN})) as server:  # the shipped configuration: only hate_speech has the section
+        server.serves(1)
+        for path in ("/review/sentiment", "/review/sentiment/next?reviewer=a", "/review/sentiment/stats"):
+            answer = server.client.get(path, headers=headers())
+            assert (answer.status_code, answer.json()["code"]) == (404, "no_review"), path
+        given = server.client.post("/review/sentiment/1", json={"reviewer": "a", "labels": ["긍정"]}, headers=headers())
+        assert (given.status_code, given.json()["code"]) == (404, "no_review")
