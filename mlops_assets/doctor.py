@@ -164,9 +164,8 @@ def _key(settings: Settings) -> Iterator[Line]:
         return
     public = settings.public_keys_path / f"{signer.key_id}.pub"
     if not public.exists():
-        yield Line(
-            "signing key", "fail", f"its public half {public} is missing: no server would accept what it signs", "mlops doctor --rotate-key"
-        )
+        found = f"its public half {public} is missing: no server accepts what it signed"
+        yield Line("signing key", "fail", found, "`mlops up` makes it again from the private half, which must not be rotated before")
         return
     yield Line("signing key", "ok", f"{signer.key_id}, mode 0600")
 

@@ -50,7 +50,9 @@ def test_a_key_without_its_public_half(settings):
     key_id = signing.ensure_key(settings)
     (settings.public_keys_path / f"{key_id}.pub").unlink()
     found = line("signing key", doctor._key(settings))
-    assert found.state == "fail" and "--rotate-key" in found.fix
+    assert found.state == "fail" and "`mlops up`" in found.fix and "--rotate-key" not in found.fix
+    assert signing.ensure_key(settings) == key_id
+    assert line("signing key", doctor._key(settings)).state == "ok"
 
 
 def test_a_database_that_is_away(settings, closed_port):

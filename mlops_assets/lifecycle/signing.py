@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,18 +57,29 @@ def rotate_key(settings: Settings) -> str:
     """Make a new signing key; the old public half stays, so that what it signed still verifies. Returns the new key id."""
     from nacl.signing import SigningKey
 
+    with suppress(KeyProblem):  # there was none, or none that anything was signed with
+        _publish(settings, load_signer(settings).key.verify_key)
     key = SigningKey.generate()
-    public = key.verify_key
     # The public half first: a signature must never exist before what verifies it.
-    _write(settings.public_keys_path / f"{_key_id(public)}.pub", bytes(public).hex().encode(), 0o644)
+    _publish(settings, key.verify_key)
     settings.signing_key_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write(settings.signing_key_path, bytes(key).hex().encode(), 0o600)
-    return _key_id(public)
+    return _key_id(key.verify_key)
+
+
+def _publish(settings: Settings, public: VerifyKey) -> None:
+    path = settings.public_keys_path / f"{_key_id(public)}.pub"
+    if not path.exists():
+        _write(path, bytes(public).hex().encode(), 0o644)
 
 
 def ensure_key(settings: Settings) -> str:
-    """The id of the signing key, made on first use."""
-    return load_signer(settings).key_id if settings.signing_key_path.exists() else rotate_key(settings)
+    """The id of the signing key, made on first use. A lost public half is made again: nothing else than the private one can."""
+    if not settings.signing_key_path.exists():
+        return rotate_key(settings)
+    signer = load_signer(settings)
+    _publish(settings, signer.key.verify_key)
+    return signer.key_id
 
 
 def load_signer(settings: Settings) -> Signer:
