@@ -115,6 +115,8 @@ def test_reviews_in_a_gated_registered_served_and_traceable_model_out(small, eng
     result = trainer.train_model("good")
     assert {"run_id", "metrics", "run_name", "model", "tokenizer", "data_module"} == set(result)
     assert result["model"].num_labels == 2 and len(result["data_module"].frame("holdout")) > 200
-    assert result["tokenizer"]("다시 보고 싶은 영화")["input_ids"]
+    ids = result["tokenizer"](served["text"], return_tensors="pt")
+    probability = result["model"](**ids).logits.softmax(-1).max().item()
+    assert probability > 0.5 and result["tokenizer"].unk_token_id not in ids["input_ids"], "the tokenizer is that of the model"
     output = capsys.readouterr().out
     assert "모델 등록에" in output and "등록하시겠습니까" in asked[0]

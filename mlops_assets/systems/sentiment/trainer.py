@@ -22,6 +22,7 @@ from mlops_assets.systems.sentiment.config import SentimentConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerFast
 
 
 class TrainingFailed(RuntimeError):
@@ -148,7 +149,7 @@ class ModelTrainer:
         return f"{name}-official"
 
     def _loaded(self, platform: pipeline.Platform, attempt: ledger.Attempt) -> dict[str, Any]:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         folder = self.settings.home / "models" / attempt.bundle_sha256[:16]
         for info in platform.store.list(f"weights/{attempt.bundle_sha256}"):
@@ -158,7 +159,7 @@ class ModelTrainer:
         table = load_cleaned(platform.store, platform.engine, attempt.dataset_version, folder / "table")
         return {
             "model": AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True),
-            "tokenizer": AutoTokenizer.from_pretrained(folder),
+            "tokenizer": _tokenizer(folder),
             "data_module": DataModule(table),
         }
 
@@ -223,3 +224,14 @@ def reset_tracking(platform: pipeline.Platform) -> int:
 
 def _yes(answer: str) -> bool:
     return answer.strip().lower() in ("y", "yes", "예", "ㅛ")
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """That of the model to the letter: `AutoTokenizer` would lay BERT's own normalization over it, which takes Hangul apart."""
+    from transformers import PreTrainedTokenizerFast
+
+    from mlops_assets.training.text import SPECIAL
+
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = dict(zip(roles, SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)  # type: ignore[no-untyped-call]
