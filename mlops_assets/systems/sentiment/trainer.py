@@ -127,18 +127,23 @@ class ModelTrainer:
         }
 
     def _version(self, platform: pipeline.Platform) -> str:
-        """The newest version that may be trained on; without one, the official data set is fetched and landed."""
+        """The newest version that may be trained on and has files of the configured data set; without one, its official data is fetched
+        and landed. Cleaned by another data set's rules a version would lose every row, and be refused for all."""
         from sqlalchemy import text
 
+        from mlops_assets.systems.sentiment.data import reader_of
+
+        section = self.config.datasets[self.config.project.dataset]
         with platform.engine.connect() as connection:
-            found = connection.execute(
+            landed = connection.execute(
                 text(
-                    "SELECT version FROM dataset_version WHERE system = 'sentiment' AND state IN ('closed', 'frozen') "
-                    "ORDER BY first_seen_at DESC LIMIT 1"
+                    "SELECT v.version, o.key FROM dataset_version v JOIN landing_object o USING (system, version) "
+                    "WHERE v.system = 'sentiment' AND v.state IN ('closed', 'frozen') ORDER BY v.first_seen_at DESC, v.version"
                 )
-            ).scalar()
-        if found is not None:
-            return str(found)
+            ).all()
+        for version, key in landed:
+            if reader_of(section, key.rsplit("/", 1)[-1]) is not None:
+                return str(version)
         from mlops_assets.ingest.objects import land, tick
         from mlops_assets.ingest.official import pull
 
