@@ -11,8 +11,9 @@ import hashlib
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -390,13 +391,27 @@ def save_pictures(store: ObjectStore, digest: str, pictures: Sequence[Picture]) 
 
 @contextmanager
 def scratch_folder(settings: Settings) -> Iterator[Path]:
-    """A folder under the home (not /tmp, which may be small), gone afterwards."""
-    import tempfile
-
+    """A folder under the home (not /tmp, which may be small), gone afterwards; after a kill, when the next one is made."""
     parent = settings.home / "scratch"
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    for left in parent.glob("*.lock"):
+        _remove_if_dead(left)
+    folder = parent / uuid.uuid4().hex
+    with folder.with_suffix(".lock").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)  # dies with the process
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _remove_if_dead(lock: Path) -> None:
+    with suppress(FileNotFoundError, BlockingIOError), lock.open("r+") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 @contextmanager
