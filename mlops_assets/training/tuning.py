@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,7 +128,7 @@ def _storage(url: str) -> RDBStorage:
 def _alone(url: str, name: str) -> Iterator[None]:
     """Hold the study's lock. It lasts as long as its connection: a killed process frees it, once the server has seen that it is gone."""
     from sqlalchemy import text
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import DBAPIError, OperationalError
 
     key = {"name": f"study:{name}"}
     engine = database.connect(url, pool_size=0)
@@ -141,7 +141,8 @@ def _alone(url: str, name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.execute(text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))"), key)
+            with suppress(DBAPIError):  # a server that was restarted meanwhile has let it go
+                connection.execute(text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))"), key)
 
 
 def search(
@@ -161,7 +162,11 @@ def search(
 
     Args:
         ended: called with each trial's number.
+
+    Raises:
+        StorageInternalError: Optuna's, when the study's database is away. No trial is failed by it.
     """
+    from optuna.exceptions import StorageInternalError
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -186,6 +191,8 @@ def search(
         except Pruned as pruned:
             trial.set_user_attr("why", str(pruned))
             study.tell(trial, state=TrialState.PRUNED)
+        except StorageInternalError:  # the study's database is away: the trial stays under way, and the next sweep takes it up
+            raise
         except Exception as error:
             log.warning("trial %d failed", number, exc_info=error)
             trial.set_user_attr("why", f"{type(error).__name__}: {error}"[:2000])
