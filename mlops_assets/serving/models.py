@@ -217,7 +217,7 @@ class ModelHost:
                 code = getattr(problem, "code", "bad_signature" if isinstance(problem, BadSignature) else "unavailable")
                 self._refuse(found.sequence, found.version, code, f"from the disk: {_line(problem)}")
             elif self.current is None and found.sequence >= self.applied:  # else the ledger was quicker, and what it names stays
-                self._swap(model, found)
+                self._swap(model, found, prune=False)
             return self.current is not None
 
     def preload_previous(self, connection: Connection) -> None:
@@ -308,8 +308,8 @@ class ModelHost:
             log.warning("%s: %s", self.system, error)  # the copy on disk had gone bad and is deleted now
             return fetch(self._store, digest, receipt.files, self._bundles)
 
-    def _swap(self, model: Model, found: Promotion) -> None:
-        """The one moment at which another model begins to answer."""
+    def _swap(self, model: Model, found: Promotion, *, prune: bool = True) -> None:
+        """The one moment at which another model begins to answer. `prune=False`: the previous one, on the disk, is still to be loaded."""
         before = self.current
         self._serving, self.applied = (model, found), found.sequence
         if before is not None and before is not model:
@@ -323,7 +323,8 @@ class ModelHost:
         )
         try:
             self._remember(found)
-            self._prune()
+            if prune:
+                self._prune()
         except OSError as error:
             log.error("%s: v%s is served, but not remembered for a start without the database: %s", self.system, model.version, error)
         if self._on_swap is not None:
@@ -627,14 +628,18 @@ class Follower:
                     host.wait(self._load_seconds + 30)
                 self._looked.set()
                 _give_memory_back()
+            if self._preloader.ident is None:
                 self._preloader.start()
             for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
                 pass
 
     def _preload(self) -> None:
+        hosts = list(self._hosts.values())
+        for host in hosts:
+            host.wait(self._load_seconds + 30)
         try:
             with self._connect().connect() as connection:
-                for host in list(self._hosts.values()):
+                for host in hosts:
                     host.preload_previous(connection)
         except Exception as error:
             log.warning("the previous champions do not stay at hand: %s", _line(error))

@@ -354,6 +354,23 @@ def test_the_previous_champion_is_resident_again_after_a_restart(world: World, s
         until(lambda: [m["version"] for m in server.models()["previous"]] == [first])
 
 
+def test_the_previous_champion_is_resident_again_after_a_start_without_the_database(
+    world: World, settings: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
+    first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
+    promote(world, first)
+    with running(settings) as server:
+        server.serves(first)
+        promote(world, second)
+        server.serves(second)
+    for key in [info.key for info in store.list("bundles") if info.key.split("/")[1] in _bundle(world, first)]:
+        store.delete(key)
+    with database_away(str(settings.database_url)) as bring_back, running(settings) as server:
+        assert server.version() == second
+        bring_back()
+        until(lambda: [m["version"] for m in server.models()["previous"]] == [first], what="the previous champion loaded from the disk")
+
+
 def test_reload_looks_again_at_what_was_refused(world: World, settings: Settings, store: ObjectStore, tmp_path: Path) -> None:
     first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
     promote(world, first)
