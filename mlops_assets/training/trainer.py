@@ -53,6 +53,16 @@ class UnsupportedOptimizer(ValueError):
         )
 
 
+class Diverged(ArithmeticError):
+    """The validation figure that decides was never a number: the training has no best moment, and nothing of it is worth keeping."""
+
+    def __init__(self, monitor: str, steps: int, learning_rate: float) -> None:
+        super().__init__(
+            f"the training diverged: in {steps} steps the validation {monitor} was never a number. Nothing was kept; train with a lower "
+            f"learning_rate than {learning_rate:g}."
+        )
+
+
 class Examples(Protocol):
     """A data set that hands out whole batches.
 
@@ -335,6 +345,7 @@ def fit(
     Raises:
         UnsupportedOptimizer: the recipe names an optimizer that we do not have.
         ValueError: no rows to train on or to validate with.
+        Diverged: `recipe.monitor` was never a number. The checkpoints are gone.
     """
     import torch
 
@@ -356,6 +367,9 @@ def fit(
     try:
         run = _trainer_class()(model, train, validation, recipe, measure, optimizer, folder, fingerprint, seed, log_metrics, writer)
         steps = run.go(checkpoint)
+        if run.best_weights is None:
+            close(workdir)
+            raise Diverged(recipe.monitor, steps, recipe.learning_rate)
         run.restore_best()
         progress = run.progress
     finally:
@@ -523,8 +537,7 @@ def _trainer_class() -> type[Any]:
         def restore_best(self) -> None:
             """Put the best weights into the model and take the autocast wrapper off its forward."""
             plain = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            if self.best_weights is not None:
-                plain.load_state_dict(self.best_weights)
+            plain.load_state_dict(self.best_weights)
             plain.to("cpu").eval()
 
         def _net(self) -> nn.Module:

@@ -241,6 +241,14 @@ def test_nan_is_never_the_best(tmp_path: Path) -> None:
     assert fitted.best_step == 12
 
 
+def test_a_run_that_diverged_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny.RECIPE, optimizer_type="sgd", learning_rate=1e30, max_grad_norm=0)
+    message = r"the training diverged: in 36 steps the validation accuracy was never a number\..*lower learning_rate than 1e\+30"
+    with pytest.raises(trainer.Diverged, match=message):
+        tiny.fit(tmp_path, recipe=recipe)
+    assert not list(tmp_path.iterdir()), "no checkpoint that the next run would go on from"
+
+
 def test_loss_is_minimized(tmp_path: Path) -> None:
     values = iter([0.5, 0.2, 0.4, 0.3, 0.6, 0.7])
     fitted = tiny.fit(
