@@ -13,11 +13,12 @@ from mlops_assets.serving.text import BadInput
 
 #: What is not here is 422.
 _STATUS = {"too_large_file": 413, "bad_format": 415, "not_an_image": 415}
-_VERSION_STATUS = {"unknown_version": 404, "version_deleted": 410, "version_refused": 409, "ledger_away": 503}
+_VERSION_STATUS = {"unknown_version": 404, "version_deleted": 410, "version_refused": 409, "versions_busy": 503, "ledger_away": 503}
 _VERSION_KO = {
     "unknown_version": "등록되지 않은 버전입니다.",
     "version_deleted": "보관 기간이 지나 삭제된 버전입니다.",
     "version_refused": "검증을 통과하지 못해 사용할 수 없는 버전입니다.",
+    "versions_busy": "버전을 지정한 요청이 많아 처리하지 못했습니다. 잠시 후 다시 시도하세요.",
     "ledger_away": "지금은 이 버전을 불러올 수 없습니다. 잠시 후 다시 시도하세요.",
 }
 
@@ -60,8 +61,10 @@ def of_input(error: BadInput) -> ApiError:
 
 
 def of_version(error: VersionUnavailable, system: str) -> ApiError:
-    fix = "Try again shortly." if error.code == "ledger_away" else f"GET /models/{system} or `mlops history {system}` lists the versions."
-    return ApiError(_VERSION_STATUS[error.code], error.code, str(error), _VERSION_KO[error.code], fix, field="version")
+    status = _VERSION_STATUS[error.code]
+    fix = "Try again shortly." if status == 503 else f"GET /models/{system} or `mlops history {system}` lists the versions."
+    headers = {"Retry-After": "5"} if status == 503 else None
+    return ApiError(status, error.code, str(error), _VERSION_KO[error.code], fix, field="version", headers=headers)
 
 
 def of_overload(error: Overloaded) -> ApiError:

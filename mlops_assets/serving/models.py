@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ log = logging.getLogger("mlops.serving")
 
 #: Versions asked for by name that stay loaded, per system.
 NAMED_RESIDENT = 2
+#: Requests by name that may wait for a version to be loaded, of all systems together; more are refused at once.
+NAMED_WAITING = 8
 #: Refusals that GET /models remembers, per system.
 REFUSALS_KEPT = 20
 #: A version by name that could not be loaded is not tried again for so long: loading is the dearest thing a client can ask for.
@@ -47,7 +50,8 @@ MAX_BACKOFF_SECONDS = 30.0
 
 
 class VersionUnavailable(Exception):
-    """A version asked for by name cannot answer. `code`: unknown_version, version_deleted, version_refused, ledger_away."""
+    """A version asked for by name cannot answer. `code`: unknown_version, version_deleted, version_refused, versions_busy,
+    ledger_away."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -213,7 +217,7 @@ class ModelHost:
                 code = getattr(problem, "code", "bad_signature" if isinstance(problem, BadSignature) else "unavailable")
                 self._refuse(found.sequence, found.version, code, f"from the disk: {_line(problem)}")
             elif self.current is None and found.sequence >= self.applied:  # else the ledger was quicker, and what it names stays
-                self._swap(model, found)
+                self._swap(model, found, prune=False)
             return self.current is not None
 
     def preload_previous(self, connection: Connection) -> None:
@@ -304,8 +308,8 @@ class ModelHost:
             log.warning("%s: %s", self.system, error)  # the copy on disk had gone bad and is deleted now
             return fetch(self._store, digest, receipt.files, self._bundles)
 
-    def _swap(self, model: Model, found: Promotion) -> None:
-        """The one moment at which another model begins to answer."""
+    def _swap(self, model: Model, found: Promotion, *, prune: bool = True) -> None:
+        """The one moment at which another model begins to answer. `prune=False`: the previous one, on the disk, is still to be loaded."""
         before = self.current
         self._serving, self.applied = (model, found), found.sequence
         if before is not None and before is not model:
@@ -319,7 +323,8 @@ class ModelHost:
         )
         try:
             self._remember(found)
-            self._prune()
+            if prune:
+                self._prune()
         except OSError as error:
             log.error("%s: v%s is served, but not remembered for a start without the database: %s", self.system, model.version, error)
         if self._on_swap is not None:
@@ -503,6 +508,8 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._restorer = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._preloader = threading.Thread(target=self._preload, name="preload", daemon=True)
+        self._named_loads = ThreadPoolExecutor(1, "named")
+        self._named_room = threading.BoundedSemaphore(NAMED_WAITING)
         configured = {p.stem for p in settings.configs.glob("*.yaml")} - {"base"}
         remembered = {p.parent.name for p in self._folder.glob("*/state.json")}
         self.known = configured | remembered
@@ -522,6 +529,7 @@ class Follower:
         self._thread.join(self._settings.poll_seconds + 5)
         if self._preloader.is_alive():
             self._preloader.join(10)
+        self._named_loads.shutdown(wait=False, cancel_futures=True)
 
     def host(self, system: str) -> ModelHost | None:
         """The host of a system that has, or once had, a promotion on this channel."""
@@ -549,6 +557,19 @@ class Follower:
                 self._hosts = self._hosts | {system: made}
                 self.known = self.known | {system}
             return self._hosts[system]
+
+    def named(self, system: str, version: int) -> Future[Model]:
+        """A registered version, loaded on the one thread that is kept for this: anybody may ask, and no other work may wait for it.
+
+        Raises:
+            VersionUnavailable: too many wait already. The future has the others, of `ModelHost.named`.
+        """
+        if not self._named_room.acquire(blocking=False):
+            message = f"{NAMED_WAITING} requests for versions by name are waiting already; this request was not queued"
+            raise VersionUnavailable("versions_busy", message)
+        loaded = self._named_loads.submit(lambda: self.make_host(system).named(version, self._connect()))
+        loaded.add_done_callback(lambda _: self._named_room.release())
+        return loaded
 
     def has_looked(self, timeout: float | None = None) -> bool:
         """Whether the ledger (or, when it is away, the disk) was looked at once and what it named has loaded or was refused."""
@@ -607,14 +628,18 @@ class Follower:
                     host.wait(self._load_seconds + 30)
                 self._looked.set()
                 _give_memory_back()
+            if self._preloader.ident is None:
                 self._preloader.start()
             for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
                 pass
 
     def _preload(self) -> None:
+        hosts = list(self._hosts.values())
+        for host in hosts:
+            host.wait(self._load_seconds + 30)
         try:
             with self._connect().connect() as connection:
-                for host in list(self._hosts.values()):
+                for host in hosts:
                     host.preload_previous(connection)
         except Exception as error:
             log.warning("the previous champions do not stay at hand: %s", _line(error))

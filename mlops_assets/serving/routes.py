@@ -141,17 +141,13 @@ class Routes:
                 raise ApiError(400, "bad_version", "version must be a whole number", korean, "Use ?version=3.", field="version")
             try:
                 resident = host.loaded(int(version)) if host is not None else None
-                return resident if resident is not None else await asyncio.to_thread(self._named, system, int(version))
+                return resident if resident is not None else await asyncio.wrap_future(self.server.follower.named(system, int(version)))
             except VersionUnavailable as error:
                 raise errors.of_version(error, system) from None
         if host is None or host.current is None:
             refusal = host.refusals[-1].reason if host is not None and host.refusals else None
             raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), refusal)
         return host.current
-
-    def _named(self, system: str, version: int) -> Model:
-        """Blocks, also a new host and the engine do: call it on a thread."""
-        return self.server.follower.make_host(system).named(version, self.server.engine())
 
     async def predict(self, system: str, request: Request) -> Response:
         model = await self.model(system, request.query_params.get("version"))

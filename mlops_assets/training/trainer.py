@@ -40,6 +40,7 @@ KEEP_CHECKPOINTS = 2
 LOGS_PER_EPOCH = 40
 MANIFEST = "checkpoint.json"
 TARGETS_REACHED = "targets_reached"
+MAX_MINUTES = "max_minutes"
 #: glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -50,6 +51,16 @@ class UnsupportedOptimizer(ValueError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"지원되지 않는 옵티마이저 타입입니다.: {name} (optimizer_type {name!r} is not known; choose one of {', '.join(OPTIMIZERS)})"
+        )
+
+
+class Diverged(ArithmeticError):
+    """The validation figure that decides was never a number: the training has no best moment, and nothing of it is worth keeping."""
+
+    def __init__(self, monitor: str, steps: int, learning_rate: float) -> None:
+        super().__init__(
+            f"the training diverged: in {steps} steps the validation {monitor} was never a number. Nothing was kept; train with a lower "
+            f"learning_rate than {learning_rate:g}."
         )
 
 
@@ -244,6 +255,12 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def _at_the_end(checkpoint: Path) -> bool:
+    """Whether no step is left; resumed there, transformers makes one more when the last epoch is not a whole one."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"]) >= int(state["max_steps"])
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints under `folder`, newest first, whether they verify or not."""
     return sorted((p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()), key=checkpoint_step, reverse=True)
@@ -335,6 +352,7 @@ def fit(
     Raises:
         UnsupportedOptimizer: the recipe names an optimizer that we do not have.
         ValueError: no rows to train on or to validate with.
+        Diverged: `recipe.monitor` was never a number. The checkpoints are gone.
     """
     import torch
 
@@ -356,6 +374,9 @@ def fit(
     try:
         run = _trainer_class()(model, train, validation, recipe, measure, optimizer, folder, fingerprint, seed, log_metrics, writer)
         steps = run.go(checkpoint)
+        if run.best_weights is None:
+            close(workdir)
+            raise Diverged(recipe.monitor, steps, recipe.learning_rate)
         run.restore_best()
         progress = run.progress
     finally:
@@ -473,7 +494,7 @@ def _trainer_class() -> type[Any]:
             """Train to the end, from the checkpoint where there is one; the number of steps."""
             if checkpoint is not None:
                 self._load_from_checkpoint(str(checkpoint))
-                if self.progress.stopped == TARGETS_REACHED:
+                if self.progress.stopped in (TARGETS_REACHED, MAX_MINUTES) or _at_the_end(checkpoint):
                     return checkpoint_step(checkpoint)
                 if self.progress.unimproved >= self.recipe.early_stopping_patience:
                     self.progress.stopped = "early_stopping"  # killed after it had decided to stop
@@ -523,8 +544,7 @@ def _trainer_class() -> type[Any]:
         def restore_best(self) -> None:
             """Put the best weights into the model and take the autocast wrapper off its forward."""
             plain = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            if self.best_weights is not None:
-                plain.load_state_dict(self.best_weights)
+            plain.load_state_dict(self.best_weights)
             plain.to("cpu").eval()
 
         def _net(self) -> nn.Module:
@@ -603,7 +623,7 @@ def _watcher(run: Any) -> TrainerCallback:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             crash.reach(f"trainer.step_{state.global_step}")
             if not control.should_training_stop and run.out_of_time():
-                run.progress.stopped = "max_minutes"
+                run.progress.stopped = MAX_MINUTES
                 control.should_training_stop = True
             control.should_evaluate = control.should_evaluate or control.should_training_stop
             return control

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from mlops_assets.serving import loading
+from mlops_assets.serving.models import NAMED_WAITING
 from mlops_assets.settings import Settings
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World, config_of
@@ -288,6 +290,27 @@ def test_a_version_by_name(world: World, settings: Settings, engine: Engine, tmp
             assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+def test_who_asks_for_versions_by_name_holds_up_nobody_else(
+    world: World, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
+    promote(world, first)
+    with (
+        running(settings) as server,
+        ThreadPoolExecutor(NAMED_WAITING + 1) as clients,
+        held_loads(monkeypatch, _bundle(world, second)) as (_, go_on),
+    ):
+        asked = [clients.submit(server.predict, "좋은 영화", version=second) for _ in range(NAMED_WAITING + 1)]
+        done, waiting = wait(asked, timeout=30, return_when=FIRST_COMPLETED)
+        (refused,) = [one.result() for one in done]
+        assert (refused.status_code, refused.json()["code"]) == (503, "versions_busy")
+        assert refused.headers["Retry-After"] == "5" and refused.json()["message_ko"] and refused.json()["fix"]
+        assert server.client.get("/policies", params={"region": "없는 곳"}, timeout=20).json()["code"] == "no_policies"
+        go_on.set()
+        assert {one.result().json()["version"] for one in waiting} == {second}
+        assert server.predict("좋은 영화", version=second).json()["version"] == second
+
+
 def test_the_candidate_channel_is_a_server_of_its_own(world: World, settings: Settings, tmp_path: Path) -> None:
     first = register(world, tmp_path / "a", strength=1.0)
     promote(world, first)
@@ -329,6 +352,23 @@ def test_the_previous_champion_is_resident_again_after_a_restart(world: World, s
     promote(world, second)
     with running(settings) as server:
         until(lambda: [m["version"] for m in server.models()["previous"]] == [first])
+
+
+def test_the_previous_champion_is_resident_again_after_a_start_without_the_database(
+    world: World, settings: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
+    first, second = register(world, tmp_path / "a", strength=1.0), register(world, tmp_path / "b", strength=2.0)
+    promote(world, first)
+    with running(settings) as server:
+        server.serves(first)
+        promote(world, second)
+        server.serves(second)
+    for key in [info.key for info in store.list("bundles") if info.key.split("/")[1] in _bundle(world, first)]:
+        store.delete(key)
+    with database_away(str(settings.database_url)) as bring_back, running(settings) as server:
+        assert server.version() == second
+        bring_back()
+        until(lambda: [m["version"] for m in server.models()["previous"]] == [first], what="the previous champion loaded from the disk")
 
 
 def test_reload_looks_again_at_what_was_refused(world: World, settings: Settings, store: ObjectStore, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def train(context: TrainContext) -> Trained:
     Raises:
         SettingsError: bad parameters.
         ValueError: no digits to train on.
+        Diverged: no figure on validation was ever a number.
     """
     import numpy as np
     import torch

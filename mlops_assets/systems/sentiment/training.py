@@ -98,6 +98,7 @@ def train(context: TrainContext) -> Trained:
     Raises:
         SettingsError: bad parameters, or a pretrained model that cannot be loaded.
         ValueError: no rows to train on.
+        Diverged: no figure on validation was ever a number.
     """
     import torch
 

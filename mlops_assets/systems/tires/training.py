@@ -158,6 +158,7 @@ def train(context: TrainContext) -> Trained:
     Raises:
         SettingsError: bad parameters, or pretrained weights that cannot be loaded.
         ValueError: no photos to train on.
+        Diverged: no figure on validation was ever a number.
     """
     import torch
     from safetensors.torch import save_file
