@@ -1,6 +1,6 @@
 """`mlops`: the platform from a terminal. Every command has --json (one document on stdout, logs on stderr).
 
-Exit codes: 0 done, 1 refused by the gate or the registrar (the reason is the last line), 2 wrong use or bad input.
+Exit codes: 0 done, 1 refused by the gate or the registrar (the reason is the last line), 2 wrong use, bad input, or something is broken.
 Belongs here: reading arguments and words for people. Does not belong here: anything a program would want to call.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,32 +34,50 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON docu
 
 
 class Stop(Exception):
-    """Ends a command with `code`; the message is the last line."""
+    """Ends a command with `code`; the message is the last line. `document_printed`: with --json the command's own document is out."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, *, document_printed: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.document_printed = document_printed
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Known failures are one sentence, never a traceback."""
+    """The console script. Known failures are one sentence; a traceback is a defect of ours."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except Stop as stop:
-        _end(stop.code, str(stop), as_json)
+        _end(stop.code, str(stop), as_json and not stop.document_printed)
     except CycloptsError as error:
         _end(2, f"{error} (`mlops --help` lists the commands)", as_json)
     except KeyboardInterrupt:
         _end(130, "stopped", as_json)
     except Exception as error:
-        if not isinstance(error, _bad_input()):
-            raise
-        _end(2, str(error), as_json)
+        if isinstance(error, _readable()):
+            message = str(error) or type(error).__name__
+        elif isinstance(error, _outages()):
+            message = f"{_first_line(error)}: `mlops doctor`"
+        else:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {_first_line(error)}"
+        _end(2, message, as_json)
     sys.exit(0)
 
 
-def _bad_input() -> tuple[type[Exception], ...]:
+def _outages() -> tuple[type[Exception], ...]:
+    """What the clients of the database and of the store raise. Below the first line they quote parameters and their own source."""
+    from obstore.exceptions import BaseError
+    from sqlalchemy.exc import DBAPIError
+
+    return DBAPIError, BaseError
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _readable() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user."""
     from mlops_assets.database import SchemaTooNew
     from mlops_assets.ingest.comment_source import CommentsError
@@ -81,7 +100,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
         LandingError,
         CommentsError,
         DatasetError,
-        FileNotFoundError,
+        OSError,
         ValueError,
     )
 
@@ -183,7 +202,7 @@ def doctor(
         _out({"key_id": (key_id := rotate(settings))}, as_json, [f"new signing key {key_id}"])
         return
     if run(settings, as_json=as_json):
-        raise Stop(1, "something needs mending: see the lines marked fail")
+        raise Stop(1, "something needs mending: see the lines marked fail", document_printed=True)
 
 
 @app.command
@@ -335,7 +354,7 @@ def train(
     }
     if outcome.refused:
         _print_result(result, as_json)
-        raise Stop(1, f"refused: {outcome.reason} / 최소값을 넘지 못해 모델 등록에 실패하였습니다.")
+        raise Stop(1, f"refused: {outcome.reason} / 최소값을 넘지 못해 모델 등록에 실패하였습니다.", document_printed=True)
     if not outcome.success:
         raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
     _print_result(result, as_json)
@@ -454,7 +473,7 @@ def scenario(
     """
     from mlops_assets.jobs import run_job
     from mlops_assets.lifecycle.history import outcomes
-    from mlops_assets.lifecycle.jobs import MODEL_LAYERS, scenario_of
+    from mlops_assets.lifecycle.jobs import MODEL_LAYERS, breakdowns_of, scenario_of
 
     found, config, settings = _system(system)
     variants = [found.variant_of(model_type)] if model_type else list(scenario_of(found, config))
@@ -464,18 +483,30 @@ def scenario(
     with _platform(settings).engine.connect() as connection:
         known = outcomes(connection, system, version)
     missing = variants if model_type else [variant for variant in variants if variant not in known]
+    refusal: str | None = None
     if missing:
         keys = [(system, "dataset"), (system, "cleaned"), *((system, variant, layer) for variant in missing for layer in MODEL_LAYERS)]
         keys += [(system, "champion")] if len(found.variants) == 1 else []
         outcome = run_job(settings, f"{system}_models", partition=version, assets=[[part for part in key if part] for key in keys])
-        if not outcome.success and not outcome.refused:
-            raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
+        if not outcome.success:
+            if broken := breakdowns_of(outcome.run_id):
+                raise Stop(2, f"the run {outcome.run_id} failed: {'; '.join(broken)}")
+            refusal = outcome.reason or "see the run in the Dagster UI"
     with _platform(settings).engine.connect() as connection:
-        done = {variant: outcome for variant, outcome in outcomes(connection, system, version).items() if variant in variants}
+        judged = outcomes(connection, system, version)
+    if refusal and not any(variant in judged for variant in missing):
+        raise Stop(1, f"refused before any model was judged: {refusal}")
+    # Nothing broke: a model that goes on from the champion and has no verdict found none to go on from.
+    done = judged | {variant: "skipped" for variant in found.from_champion if variant not in judged}
+    if unjudged := [variant or system for variant in variants if variant not in done]:
+        raise Stop(2, f"no verdict on {version} of {', '.join(unjudged)}: see `mlops history {system}` and the runs in the Dagster UI")
+    done = {variant: done[variant] for variant in variants}
     value = {"system": system, "dataset_version": version, "outcomes": done}
     _out(value, as_json, [f"{variant or system} on {version}: {outcome}" for variant, outcome in done.items()])
-    if all(outcome == "refused" for outcome in done.values()):
-        raise Stop(1, "every model was refused / 최소값을 넘지 못해 모델 등록에 실패하였습니다.")
+    if all(outcome == "skipped" for outcome in done.values()):
+        raise Stop(1, f"nothing to train: {system} has no champion whose data {version} extends", document_printed=True)
+    if all(outcome in ("refused", "skipped") for outcome in done.values()):
+        raise Stop(1, "every model was refused / 최소값을 넘지 못해 모델 등록에 실패하였습니다.", document_printed=True)
 
 
 def _version_asked(settings: Settings, system: str, version: str, folder_path: str) -> str:
@@ -636,10 +667,14 @@ def predict(system: str, *inputs: str, version: int | None = None, as_json: Json
         content: dict[str, Any] = {"json": {"inputs": list(inputs)}}
         if all(len(one) < 1000 and os.path.isfile(one) for one in inputs) and _serves_images(url, system):
             content = {"files": [("files", (Path(one).name, Path(one).read_bytes())) for one in inputs]}
-        reply = httpx.post(f"{url}/predict/{system}", **content, params={"version": version} if version else None, timeout=30)
+        reply = httpx.post(
+            f"{url}/predict/{system}", **content, params={"version": version} if version else None, timeout=30, trust_env=False
+        )
+        body = reply.json()
     except httpx.HTTPError as error:
         raise Stop(2, f"the server at {url} does not answer ({error}): `mlops doctor`") from None
-    body = reply.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise Stop(2, f"{url} did not answer in JSON: MLOPS_SERVE_URL must be the model server's address") from None
     if reply.is_error:
         raise Stop(2, f"{body.get('message')} ({body.get('code')}). {body.get('fix', '')}")
     lines = [f"{p['label']}  {p['confidence']:.3f}  {p.get('text', p.get('file', ''))}" for p in body["predictions"]]
@@ -650,7 +685,7 @@ def _serves_images(url: str, system: str) -> bool:
     """Whether that system answers about files: for one that reads text, the name of a file is a text like any other."""
     import httpx
 
-    serving = httpx.get(f"{url}/models/{system}", timeout=30).json().get("serving") or {}
+    serving = httpx.get(f"{url}/models/{system}", timeout=30, trust_env=False).json().get("serving") or {}
     return bool(serving.get("model_kind") == "image-classification")
 
 
@@ -679,7 +714,7 @@ def trace(request_id: str, *, as_json: Json = False) -> None:
     ]
     _out(found, as_json, lines)
     if not found["verified"]:
-        raise Stop(1, "; ".join(found["problems"]))
+        raise Stop(1, "; ".join(found["problems"]), document_printed=True)
 
 
 def _deleted(file: Mapping[str, Any]) -> str:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import socket
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from mlops_assets import cli, jobs
 from mlops_assets.cli import main
 from mlops_assets.lifecycle.dataset import object_key
+from mlops_assets.lifecycle.pipeline import Platform
+from mlops_assets.tracking import Tracking
+from mlops_assets_tests.conftest import free_port
 from mlops_assets_tests.factories import GOOD, World, config_of
 from mlops_assets_tests.ingest import arrivals
+from mlops_assets_tests.toy import toy_definitions, toy_system
 
 
 @pytest.fixture
@@ -138,7 +149,7 @@ def test_trace_follows_an_answer_to_its_bytes_and_notices_a_broken_link(run, wor
     assert code == 0 and "verified  every link holds" in out and entry.sha256 in out and done.receipt.bundle_sha256 in out
     store.delete(object_key(entry.sha256))
     code, out, last = run("trace", "req-1", "--json")
-    assert code == 1 and "are gone" in last and json.loads(out.splitlines()[0])["verified"] is False
+    assert code == 1 and "are gone" in last and json.loads(out)["verified"] is False
 
 
 def test_land_then_the_files_lie_ready(run, store, tmp_path):
@@ -197,3 +208,177 @@ def test_a_user_is_forgotten_by_name_and_wrong_use_says_what_is_missing(run, eng
     assert code == 2 and "neither a section `cuts` nor `drawings`" in last
     code, out, _ = run("cut", "digits")
     assert code == 0 and "land the data set first" in out
+
+
+@pytest.fixture
+def toy(dagster_settings, engine, store, monkeypatch):
+    """`toy(variants, qualities)`: the commands find the toy system, with a dataset version v1."""
+    world = World(engine, dagster_settings, store)
+
+    def make(variants: dict[str, Any] | None = None, qualities: dict[str, Any] | None = None, **changes: Any) -> World:
+        system = dataclasses.replace(toy_system("toy", qualities, variants), **changes)
+        definitions = toy_definitions(Platform(dagster_settings, engine, store, Tracking(None)), config_of(), qualities, variants)
+        monkeypatch.setattr(cli, "_system", lambda name, choices=(): (system, config_of(), dagster_settings))
+        monkeypatch.setattr(jobs, "build_defs", lambda settings: definitions)
+        world.dataset("v1")
+        return world
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("variants", "code", "last_line"),
+    [
+        ({"weak": 0.5, "strong": 0.9}, 0, ""),
+        ({"torn": "broken", "weak": 0.5}, 2, "could not convert string to float: 'broken'"),
+        ({"torn": "broken", "strong": 0.9, "weak": 0.5}, 2, "could not convert string to float: 'broken'"),
+        ({"weak": 0.5, "weaker": 0.4}, 1, "every model was refused"),
+    ],
+)
+def test_a_scenario_tells_what_broke_from_what_was_refused(run, toy, variants, code, last_line):
+    toy(variants)
+    ended, out, last = run("scenario", "toy", "--json")
+    assert ended == code and last_line in last
+    if code != 2:
+        assert json.loads(out)["outcomes"] == {name: "promoted" if f1 == 0.9 else "refused" for name, f1 in variants.items()}
+
+
+def test_a_scenario_wants_a_verdict_of_every_model(run, toy, monkeypatch):
+    world = toy({"weak": 0.5, "strong": 0.9})
+    monkeypatch.setattr(jobs, "run_job", lambda *_, **__: jobs.Outcome("r", True, False, None))
+    code, _, last = run("scenario", "toy")
+    assert code == 2 and "no verdict on v1 of weak, strong" in last
+    world.registered("v1", variant="weak")
+    code, _, last = run("scenario", "toy")
+    assert code == 2 and "no verdict on v1 of strong:" in last
+
+
+def test_a_model_without_a_champion_to_go_on_from_is_skipped(run, toy, monkeypatch):
+    world = toy({"anew": 0.9, "going_on": 0.9}, from_champion=("going_on",))
+    monkeypatch.setattr(jobs, "run_job", lambda *_, **__: jobs.Outcome("r", True, False, None))
+    code, out, last = run("scenario", "toy", "--model-type", "going_on", "--json")
+    assert code == 1 and json.loads(out)["outcomes"] == {"going_on": "skipped"} and "nothing to train" in last
+    world.registered("v1", variant="anew")
+    code, out, _ = run("scenario", "toy", "--json")
+    assert code == 0 and json.loads(out)["outcomes"] == {"anew": "promoted", "going_on": "skipped"}
+
+
+def test_a_refused_dataset_version_is_no_refused_model(run, toy, monkeypatch):
+    toy({"weak": 0.5, "strong": 0.9})
+    monkeypatch.setattr(jobs, "run_job", lambda *_, **__: jobs.Outcome("r", False, True, "v1 is refused: no train row"))
+    monkeypatch.setattr("mlops_assets.lifecycle.jobs.breakdowns_of", lambda run_id: [])
+    code, out, last = run("scenario", "toy", "--json")
+    assert code == 1 and "no train row" in last and json.loads(out)["refused"] is True
+
+
+def test_a_refused_training_prints_one_document(run, toy):
+    toy(qualities={"v1": 0.5})
+    code, out, last = run("train", "toy", "--dataset-version", "v1", "--json")
+    assert code == 1 and "F1 0.500 < 0.800" in last
+    document = json.loads(out)
+    assert document["refused"] is True and document["report"]["metrics"]["f1"] == 0.5
+
+
+def test_a_doctor_with_a_failing_line_prints_one_document(run, settings, monkeypatch):
+    from mlops_assets import doctor
+
+    monkeypatch.setattr(doctor, "_CHECKS", [("disk", lambda settings: iter([doctor.Line("disk", "fail", "full", "mend")]))])
+    code, out, last = run("doctor", "--json")
+    assert code == 1 and json.loads(out)["ok"] is False and "marked fail" in last
+
+
+def test_a_database_that_is_away_is_exit_2_with_one_line(run, monkeypatch, capsys):
+    monkeypatch.setenv("MLOPS_DATABASE_URL", f"postgresql://postgres@127.0.0.1:{free_port()}/mlops")
+    code, out, last = run("history", "sentiment", "--json")
+    document = json.loads(out)
+    assert code == 2 and document["refused"] is False and document["message"] == last
+    assert "OperationalError" in last and "`mlops doctor`" in last and "\n" not in last
+
+
+def test_no_parameter_of_a_failed_statement_is_shown(capsys, monkeypatch):
+    from sqlalchemy.exc import IntegrityError
+
+    def fail(settings):
+        raise IntegrityError("INSERT INTO t VALUES (:v)", {"v": "personal text"}, Exception("duplicate key\nDETAIL: personal text"))
+
+    monkeypatch.setattr(cli, "_platform", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["history", "sentiment", "--json"])
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and "duplicate key" in captured.err and "personal text" not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "key"), ConnectionRefusedError(111, "Connection refused")])
+def test_what_the_machine_refuses_is_one_line_of_exit_2(run, monkeypatch, error):
+    def fail(settings):
+        raise error
+
+    monkeypatch.setattr(cli, "_platform", fail)
+    code, out, last = run("history", "sentiment", "--json")
+    assert code == 2 and last == str(error) == json.loads(out)["message"]
+
+
+def test_a_defect_of_ours_is_a_traceback_and_exit_2_never_a_refusal(capsys, monkeypatch):
+    def fail(settings):
+        raise KeyError("forgotten")
+
+    monkeypatch.setattr(cli, "_platform", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["history", "sentiment", "--json"])
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and "Traceback" in captured.err and captured.err.splitlines()[-1] == "KeyError: 'forgotten'"
+    assert json.loads(captured.out) == {"ok": False, "refused": False, "message": "KeyError: 'forgotten'"}
+
+
+def test_a_taken_port_is_named_with_its_setting(run, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MLOPS_SERVE_PORT", str(taken.getsockname()[1]))
+        code, _, last = run("serve")
+    assert code == 2 and "cannot be listened on" in last and "set MLOPS_SERVE_PORT to a free port" in last
+
+
+@pytest.fixture
+def answering(monkeypatch) -> Iterator[dict[str, Any]]:
+    """A server that answers every prediction with `body`; the environment names a proxy that does not answer."""
+    answer: dict[str, Any] = {"status": 200, "body": b""}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLOPS_SERVE_URL", f"http://127.0.0.1:{server.server_port}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_server_is_asked_past_the_environments_proxy(run, answering):
+    body = {"request_id": "r", "predictions": [{"label": "긍정", "confidence": 0.9, "text": "좋다"}]}
+    answering["body"] = json.dumps(body).encode()
+    code, out, _ = run("predict", "sentiment", "좋다", "--json")
+    assert code == 0 and json.loads(out) == body
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>portal</html>"), (502, b"\xff\xfe")])
+def test_an_answer_that_is_no_json_is_one_line(run, answering, tmp_path, status, body):
+    answering.update(status=status, body=body)
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    for given in ("좋다", tmp_path / "photo.jpg"):  # for a file the server is asked first what it serves
+        code, _, last = run("predict", "sentiment", given)
+        assert code == 2 and "did not answer in JSON" in last and "MLOPS_SERVE_URL" in last

@@ -1,7 +1,7 @@
 """Jobs that people launch: sweep, stage, produce, rollback, retention. They are jobs so that the event log has them; the launchpad is
 their form.
 
-Belongs here: the shells. Does not belong here: what they do (`registrar.py`, `retention.py`, `sweep.py`).
+Belongs here: the shells, and what broke in their runs. Does not belong here: what they do (`registrar.py`, `retention.py`, `sweep.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -101,6 +101,14 @@ def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
         known = ", ".join(system.variants)
         raise SettingsError(f"project.scenario: {', '.join(unknown)} is no model of {system.name}; choose from {known}")
     return config.project.scenario or system.variants
+
+
+def breakdowns_of(run_id: str) -> list[str]:
+    """What broke in a failed run, by its events; empty when it was only refused. The tag `mlops/outcome` knows only the last model's."""
+    from mlops_assets.monitoring.sensors import breakdowns
+
+    with dg.DagsterInstance.get() as instance:
+        return list(breakdowns(instance, run_id))
 
 
 #: A sweep may take longer than a run usually may; one that is stopped goes on where it was.
