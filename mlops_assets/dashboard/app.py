@@ -6,6 +6,7 @@ in the Dagster run that the button starts, so that the event log has them.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hmac
 from typing import TYPE_CHECKING, Any
@@ -205,12 +206,16 @@ def _launch(settings: Settings, system: str, action: str, values: dict[str, Any]
         op = f"{system}_{action}_op"
         with st.spinner("Dagster"):
             run = dagster_api.launch(address, f"{system}_{action}", {"ops": {op: {"config": values}}}, f"dashboard:{getpass.getuser()}")
-            done = dagster_api.wait(address, run)
     except (OSError, SettingsError) as error:
         st.error(f"실행하지 못했습니다. / Not started: {error}")
         return
     link = f"[run {run[:8]}]({address}/runs/{run})"
-    if done.status == "SUCCESS":
+    done: dagster_api.RunResult | None = None
+    with st.spinner("Dagster"), contextlib.suppress(OSError):
+        done = dagster_api.wait(address, run)
+    if done is None or done.status not in dagster_api.FINISHED:
+        st.info(f"시작되었고 아직 실행 중입니다. 다시 누르지 마세요. / Started and still running, do not press again: {link}")
+    elif done.status == "SUCCESS":
         st.success(f"완료되었습니다. / Done: {link}")
     elif done.refused:
         st.error(f"거절되었습니다. / Refused: {done.sentence} ({link})")

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 #: Of a run's worker: the run's id, pid and birth. Hidden: it says nothing to people, and the retry of a run copies it.
 WORKER_TAG = f"{HIDDEN_TAG_PREFIX}mlops_worker"
 
-#: Code servers whose pids are ours to look at; None: the run was started by no code server (`mlops train`), so by this machine.
+#: On a run that a command executes in its own process: the machine or container whose pids its worker's is one of.
+HOST_TAG = "mlops/host"
+
+#: Code servers whose pids are ours to look at; None: the run was started by no code server (`mlops train`), so here, or at `HOST_TAG`.
 LOCAL_HOSTS: tuple[str | None, ...] = (None, "localhost", "127.0.0.1", "::1", socket.gethostname())
 
 #: A process is older than the event in which it says its pid, but for the grain of two clocks.
@@ -72,6 +75,8 @@ class PidRunLauncher(DefaultRunLauncher):
         info = json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
         if info.get("host") not in LOCAL_HOSTS:
             return self._ask_code_server(run, info["host"])
+        if not info and (host := run.tags.get(HOST_TAG)) not in LOCAL_HOSTS:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, f"the run's process is on {host} and cannot be seen from here")
         worker = json.loads(run.tags.get(WORKER_TAG, "{}"))
         return self._known_worker(run, worker) if worker.get("run_id") == run.run_id else self._first_sight(run)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from mlops_assets import dashboard
+from mlops_assets import dagster_api, dashboard
 from mlops_assets.dashboard.app import config
 from mlops_assets_tests.factories import BAD, GOOD, World, config_of
 from mlops_assets_tests.serving.running import register, running, until
@@ -124,6 +124,39 @@ def test_a_platform_that_does_not_run_is_one_sentence(world, monkeypatch):
     monkeypatch.delenv("MLOPS_DATABASE_URL")
     page = opened()
     assert "mlops up" in page.error[0].value
+
+
+def away(*_: object) -> dagster_api.RunResult:
+    raise TimeoutError("timed out")
+
+
+def rolled_back() -> AppTest:
+    page = opened()
+    page.selectbox(key="action").select("rollback")
+    page.text_input(key="reason").set_value("because")
+    page.button[1].click().run()
+    assert not page.exception
+    return page
+
+
+@pytest.mark.parametrize(
+    "waited", [away, lambda _, run: dagster_api.RunResult(run, "STARTED", False, "")], ids=["no answer", "not over in time"]
+)
+def test_a_run_that_was_started_is_never_called_not_started(world, monkeypatch, waited):
+    monkeypatch.setenv("MLOPS_DAGSTER_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(dagster_api, "launch", lambda *_: "12345678-run")
+    monkeypatch.setattr(dagster_api, "wait", waited)
+    page = rolled_back()
+    assert not page.error
+    assert any("still running" in info.value and "http://127.0.0.1:9/runs/12345678-run" in info.value for info in page.info)
+
+
+def test_a_run_that_could_not_be_started_says_so(world, monkeypatch):
+    monkeypatch.setenv("MLOPS_DAGSTER_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(dagster_api, "launch", away)
+    page = rolled_back()
+    assert "Not started: timed out" in page.error[0].value
+    assert not any("still running" in info.value for info in page.info)
 
 
 def test_a_button_fills_in_the_launchpads_form():

@@ -19,8 +19,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRunStatus, MetadataValue
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.events import EngineEventData
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
@@ -29,7 +30,7 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._daemon.monitoring.run_monitoring import execute_run_monitoring_iteration
 from dagster._grpc.types import CanCancelExecutionRequest, CancelExecutionRequest
 
-from mlops_assets.resources.launcher import WORKER_TAG, PidRunLauncher, kill, strays, worker_of
+from mlops_assets.resources.launcher import HOST_TAG, WORKER_TAG, PidRunLauncher, kill, strays, worker_of
 
 JOBS = Path(__file__).parent / "jobs_for_launcher.py"
 
@@ -174,6 +175,26 @@ def test_a_run_whose_process_is_gone_is_failed_and_a_living_one_is_not(tmp_path,
         away = {GRPC_INFO_TAG: json.dumps({"host": "code.invalid", "port": 4266})}
         instance.add_run_tags(retry.run_id, away)
         assert ours.check_run_worker_health(retry.with_tags(away)).status == WorkerStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("tags", "health"),
+    [
+        ({HOST_TAG: "another-container"}, WorkerStatus.RUNNING),
+        ({HOST_TAG: socket.gethostname()}, WorkerStatus.NOT_FOUND),
+        ({}, WorkerStatus.NOT_FOUND),
+        ({HOST_TAG: "another-container", GRPC_INFO_TAG: json.dumps({"host": "localhost", "port": 1})}, WorkerStatus.NOT_FOUND),
+    ],
+    ids=["elsewhere", "here", "untagged", "a code server here ran it again, with the tags of before"],
+)
+def test_a_commands_run_is_judged_by_its_pid_only_where_the_pid_is_known(tags, health):
+    ours = PidRunLauncher(patience_seconds=0, settled_seconds=0)
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended, DagsterInstance.ephemeral() as instance:
+        ended.wait()
+        ours.register_instance(instance)
+        run = instance.create_run_for_job(_definition(), tags=tags)
+        instance.report_engine_event("started", run, EngineEventData(metadata={"pid": MetadataValue.text(str(ended.pid))}))
+        assert ours.check_run_worker_health(run).status == health
 
 
 def test_a_run_is_failed_only_when_its_code_server_can_retry_it(tmp_path, database):
