@@ -6,6 +6,7 @@ Belongs here: starting a job and reading its outcome. Does not belong here: word
 from __future__ import annotations
 
 import getpass
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from mlops_assets.definitions import build_defs
+from mlops_assets.resources.launcher import HOST_TAG
 from mlops_assets.settings import Settings, export
 
 
@@ -55,7 +57,7 @@ def run_job(
             run_config=dict(config or {}),
             partition_key=partition,
             asset_selection=[dg.AssetKey(list(parts)) for parts in assets] if assets else None,
-            tags={"mlops/actor": getpass.getuser()},
+            tags={"mlops/actor": getpass.getuser(), HOST_TAG: socket.gethostname()},
             raise_on_error=False,
         )
         run = instance.get_run_by_id(result.run_id)

@@ -1,4 +1,4 @@
-"""A model that trains in a second, and a program that does it and can be killed: `python -m mlops_assets_tests.training.tiny DIR [EPOCHS]`."""
+"""A model that trains in a second, and a program that does it and can be killed: `python -m mlops_assets_tests.training.tiny DIR [N]`."""
 
 from __future__ import annotations
 
