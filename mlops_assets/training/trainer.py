@@ -40,6 +40,7 @@ KEEP_CHECKPOINTS = 2
 LOGS_PER_EPOCH = 40
 MANIFEST = "checkpoint.json"
 TARGETS_REACHED = "targets_reached"
+MAX_MINUTES = "max_minutes"
 #: glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -252,6 +253,12 @@ class Progress:
 
 def checkpoint_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def _at_the_end(checkpoint: Path) -> bool:
+    """Whether no step is left; resumed there, transformers makes one more when the last epoch is not a whole one."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"]) >= int(state["max_steps"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -487,7 +494,7 @@ def _trainer_class() -> type[Any]:
             """Train to the end, from the checkpoint where there is one; the number of steps."""
             if checkpoint is not None:
                 self._load_from_checkpoint(str(checkpoint))
-                if self.progress.stopped == TARGETS_REACHED:
+                if self.progress.stopped in (TARGETS_REACHED, MAX_MINUTES) or _at_the_end(checkpoint):
                     return checkpoint_step(checkpoint)
                 if self.progress.unimproved >= self.recipe.early_stopping_patience:
                     self.progress.stopped = "early_stopping"  # killed after it had decided to stop
@@ -616,7 +623,7 @@ def _watcher(run: Any) -> TrainerCallback:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             crash.reach(f"trainer.step_{state.global_step}")
             if not control.should_training_stop and run.out_of_time():
-                run.progress.stopped = "max_minutes"
+                run.progress.stopped = MAX_MINUTES
                 control.should_training_stop = True
             control.should_evaluate = control.should_evaluate or control.should_training_stop
             return control

@@ -31,9 +31,9 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
 
 
-def killed(workdir: Path, point: str) -> None:
+def killed(workdir: Path, point: str, epochs: float = tiny.RECIPE.epochs) -> None:
     """Train in another process that kills itself (SIGKILL) at `point`."""
-    command = [sys.executable, "-m", "mlops_assets_tests.training.tiny", str(workdir)]
+    command = [sys.executable, "-m", "mlops_assets_tests.training.tiny", str(workdir), str(epochs)]
     run = subprocess.run(command, env=process_environment() | {"MLOPS_CRASH_AT": point}, capture_output=True, text=True, timeout=120)
     assert run.returncode == -signal.SIGKILL, run.stderr
 
@@ -77,6 +77,25 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_one(
     assert same(model, unbroken[0])
     assert resumed.best_step == unbroken[1].best_step
     assert resumed.metrics["loss"] == unbroken[1].metrics["loss"]
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_not_trained_further(tmp_path: Path) -> None:
+    """Of one epoch and a half: the second is begun and not ended at the last step."""
+    recipe = dataclasses.replace(tiny.RECIPE, epochs=1.5)
+    whole, model = tiny.network(), tiny.network()
+    unbroken = tiny.fit(tmp_path / "unbroken", whole, recipe=recipe)
+    killed(tmp_path / "killed", "trainer.saved_18", recipe.epochs)
+    resumed = tiny.fit(tmp_path / "killed", model, recipe=recipe)
+    assert (resumed.resumed_from_step, resumed.steps, unbroken.steps) == (18, 18, 18)
+    assert (resumed.best_step, resumed.metrics["loss"]) == (unbroken.best_step, unbroken.metrics["loss"])
+    assert same(model, whole)
+
+
+def test_a_run_that_was_out_of_time_is_not_trained_further(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny.RECIPE, max_minutes=1e-6, checkpoints_per_epoch=tiny.STEPS_PER_EPOCH)
+    for resumed_from in (None, 1):
+        fitted = tiny.fit(tmp_path, recipe=recipe)
+        assert (fitted.stopped, fitted.steps, fitted.resumed_from_step) == ("max_minutes", 1, resumed_from)
 
 
 def test_control_without_the_random_state_a_resumed_run_ends_elsewhere(

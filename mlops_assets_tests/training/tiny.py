@@ -1,4 +1,4 @@
-"""A model that trains in a second, and a program that trains it and can be killed: `python -m mlops_assets_tests.training.tiny WORKDIR`."""
+"""A model that trains in a second, and a program to kill that trains it: `python -m mlops_assets_tests.training.tiny WORKDIR [EPOCHS]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,4 +110,5 @@ def fit(
 
 
 if __name__ == "__main__":
-    print(json.dumps({"steps": fit(Path(sys.argv[1])).steps}))
+    epochs = float(sys.argv[2]) if len(sys.argv) > 2 else RECIPE.epochs
+    print(json.dumps({"steps": fit(Path(sys.argv[1]), recipe=replace(RECIPE, epochs=epochs)).steps}))
