@@ -15,6 +15,7 @@ import logging
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _common import pressure, report
 from _kcbert import real_data
@@ -81,10 +82,10 @@ def main() -> None:
     settings = load_settings()
     config = load_config(HateSpeechConfig, "hate_speech", settings.configs)
     threads = arguments.threads or settings.threads
-    parameters = dict(SYSTEM.variant_parameters(config, "anew")) | {"max_minutes": 0.4 if arguments.quick else MINUTES - 1}
+    given: dict[str, Any] = {"max_minutes": 0.4 if arguments.quick else MINUTES - 1}
     for pair in arguments.set:
         name, _, value = pair.partition("=")
-        parameters[name] = value if SYSTEM.parameter_names[name] is str else json.loads(value)
+        given[name] = value if SYSTEM.parameter_names[name] is str else json.loads(value)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         (work / "table").mkdir()
@@ -95,7 +96,7 @@ def main() -> None:
             variant="anew",
             table=table,
             config=config,
-            parameters=parameters,
+            parameters=SYSTEM.variant_parameters(config, "anew", given),
             seed=config.project.seed,
             fingerprint="benchmark",
             workdir=work / "work",

@@ -15,6 +15,7 @@ import logging
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _common import pressure, report
 from _kcbert import real_data
@@ -76,10 +77,10 @@ def main() -> None:
     config = load_config(SentimentConfig, "sentiment", settings.configs)
     threads = arguments.threads or settings.threads
     limit = 2_000 if arguments.quick else arguments.limit
-    parameters = dict(SYSTEM.variant_parameters(config, "")) | ({"epochs": 0.5, "max_minutes": 0.4} if arguments.quick else {})
+    given: dict[str, Any] = {"epochs": 0.5, "max_minutes": 0.4} if arguments.quick else {}
     for pair in arguments.set:
         name, _, value = pair.partition("=")
-        parameters[name] = value if SYSTEM.parameter_names[name] is str else json.loads(value)
+        given[name] = value if SYSTEM.parameter_names[name] is str else json.loads(value)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         (work / "table").mkdir()
@@ -90,7 +91,7 @@ def main() -> None:
             variant="",
             table=table,
             config=config,
-            parameters=parameters,
+            parameters=SYSTEM.variant_parameters(config, "", given),
             seed=config.project.seed,
             fingerprint="benchmark",
             workdir=work / "work",

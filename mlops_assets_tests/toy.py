@@ -80,7 +80,7 @@ def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, va
         evaluate=_evaluate,
         load_predictor=lambda folder, threads: ToyPredictor(),
         open_table=open_table,
-        variant_parameters=lambda config, variant: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}),
+        variant_parameters=lambda config, variant, given: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}) | given,
         parameter_names={"quality": float, "epochs": int},
         sources=lambda variant: [Path(__file__)],
         variants=tuple(by_variant) or ("",),

@@ -109,14 +109,15 @@ def check_names(system: ModelSystem, overrides: Iterable[str]) -> None:
 
 
 def parameters_of(system: ModelSystem, config: SystemConfig, variant: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The variant's configured parameters with the caller's over them.
+    """The caller's parameters over those of the sections of the configuration that they choose.
 
     Raises:
         UnknownParameter: an override that `system.parameter_names` does not list.
+        SettingsError: a model or a data set that the configuration does not have.
     """
     check_names(system, overrides)
     given = {name: value for name, value in overrides.items() if value is not None}
-    return {**system.variant_parameters(config, variant), **given}
+    return dict(system.variant_parameters(config, variant, given))
 
 
 def context_of(

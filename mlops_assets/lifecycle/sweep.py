@@ -96,7 +96,7 @@ def plan(
     elif model_types and "model_type" not in system.parameter_names:
         raise SettingsError(f"{system.name} has one model: leave the model types out")
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
-    known = [pipeline.parameters_of(system, config, name, overrides) for name in (model_types if several else system.variants)]
+    known = [pipeline.parameters_of(system, config, *candidate) for candidate in _candidates(system, model_types, overrides)]
     return Plan(
         dataset_version=dataset_version,
         metric=metric_name(metric or config.promotion.metric, system.metrics),
@@ -107,6 +107,13 @@ def plan(
         prune=prune,
         overrides=overrides,
     )
+
+
+def _candidates(system: ModelSystem, model_types: Sequence[str], overrides: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(variant, overrides) of each model that is searched."""
+    if len(system.variants) > 1:
+        return [(variant, dict(overrides)) for variant in model_types]
+    return [(system.variants[0], {**overrides, "model_type": name}) for name in model_types] or [(system.variants[0], dict(overrides))]
 
 
 def _range(given: tuple[float | None, float | None], configured: Sequence[float]) -> tuple[float, float]:
@@ -157,7 +164,7 @@ def run(
 
 def study_name(system: ModelSystem, config: SystemConfig, planned: Plan, table: CleanedTable) -> str:
     """Trials are comparable when all but what is searched is equal: other rows, parameters, seed or code make another study."""
-    variants = planned.space.model_types if len(system.variants) > 1 else system.variants
+    candidates = _candidates(system, planned.space.model_types, planned.overrides)
     identity = {
         "table": table.sha256,
         "model_types": list(planned.space.model_types),
@@ -166,7 +173,7 @@ def study_name(system: ModelSystem, config: SystemConfig, planned: Plan, table: 
         "prune": planned.prune,
         "seed": planned.seed,
         "overrides": dict(planned.overrides),
-        "models": [[pipeline.code_version(system, v), pipeline.parameters_of(system, config, v, planned.overrides)] for v in variants],
+        "models": [[pipeline.code_version(system, v), pipeline.parameters_of(system, config, v, given)] for v, given in candidates],
     }
     return f"{system.name}-{planned.dataset_version}-{hashlib.sha256(canonical(identity).encode()).hexdigest()[:12]}"
 

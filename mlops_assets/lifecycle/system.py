@@ -50,7 +50,7 @@ class TrainContext:
     """All that a training may depend on, and where it may write.
 
     Attributes:
-        parameters: the variant's section of the configuration with the caller's overrides applied (plain JSON values).
+        parameters: the sections of the configuration that the caller chose, with the overrides applied (plain JSON values).
         fingerprint: SHA-256 over data, variant, parameters, seed and code: checkpoints of another fingerprint are not resumed.
         workdir: private to the fingerprint and kept across kills: checkpoints go to `workdir/checkpoints`.
         log_metrics: called with (metrics, step), those of an evaluation as `validation_<name>`; goes to MLflow. Cheap. It raises only to
@@ -120,7 +120,8 @@ class ModelSystem:
 
     Attributes:
         variants: names of its models; a system with one model has the single variant "".
-        variant_parameters: (config, variant) -> the parameters of that variant before overrides.
+        variant_parameters: (config, variant, overrides) -> all parameters of a training of that variant, plain JSON values: the overrides
+            over those of the sections that they choose. Given its own result it returns the same.
         parameter_names: the overrides that `mlops train` and the launchpad may give -> their type.
         train: trains; must resume from `context.workdir` when a verified checkpoint is there.
         export: (trained, context, folder) writes the bundle's files (see `lifecycle/bundle.py`) into `folder`.
@@ -140,7 +141,7 @@ class ModelSystem:
     evaluate: Callable[[Path, CleanedTable, int], Evaluation]
     load_predictor: Callable[[Path, int], Predictor]
     open_table: Callable[[ObjectStore, Engine, str, Path], CleanedTable]
-    variant_parameters: Callable[[Any, str], Mapping[str, Any]]
+    variant_parameters: Callable[[Any, str, Mapping[str, Any]], Mapping[str, Any]]
     parameter_names: Mapping[str, type]
     sources: Callable[[str], Sequence[Path]]
     variants: Sequence[str] = ("",)

@@ -140,23 +140,20 @@ def unflat(values: Mapping[str, Any], dataset: Section, model: Model) -> tuple[S
     return type(dataset).model_validate(read), type(model).model_validate(own | {"training": training})
 
 
-def override(
-    given: Mapping[str, Any], defaults: Mapping[str, Any], known: Collection[str], sections: Callable[[Mapping[str, Any]], dict[str, Any]]
-) -> dict[str, Any]:
-    """`given` (the defaults with overrides in them), where `sections(overrides)` gives the values of the sections that these name.
+def override(given: Mapping[str, Any], known: Collection[str], sections: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """`given` over the values of the data set's and the model's section that it names, which `sections(given)` gives, flat.
 
-    Another data set or model brings its own section's values; only what differs from the defaults overrides those.
+    What is given wins, also where it equals a default: from the whole result comes the same again.
 
     Raises:
         SettingsError: an unknown name, with the choices.
     """
     if unknown := sorted(set(given) - set(known)):
         raise SettingsError(f"unknown parameter {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    overrides = {name: value for name, value in given.items() if value != defaults[name]}
-    chosen = sections(overrides)
-    if "epochs" in overrides:
+    chosen = sections(given)
+    if "epochs" in given:
         chosen["min_steps"] = 0  # who asks for one epoch wants one epoch
-    return {**chosen, **overrides}
+    return {**chosen, **given}
 
 
 def valid(build: Callable[[], Built]) -> Built:

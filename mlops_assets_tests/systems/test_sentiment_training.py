@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlops_assets.lifecycle import sweep
 from mlops_assets.lifecycle.bundle import files_of
+from mlops_assets.lifecycle.pipeline import context_of, parameters_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
-from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
+from mlops_assets.settings import REPOSITORY, Settings, SettingsError, load_config, process_environment
 from mlops_assets.systems.sentiment import training
 from mlops_assets.systems.sentiment.config import SentimentConfig
 from mlops_assets.training import metrics
@@ -83,7 +85,7 @@ def make_context(config: SentimentConfig, table: CleanedTable, workdir: Path, **
         variant="",
         table=table,
         config=config,
-        parameters={**training.parameters(config), **TINY, **parameters},
+        parameters=training.parameters(config, given={**TINY, **parameters}),
         seed=7,
         fingerprint="f" * 64,
         workdir=workdir,
@@ -124,11 +126,48 @@ def test_overrides_win_over_the_configuration(config: SentimentConfig) -> None:
     assert choice.model.training.batch_size == config.model.training.batch_size
 
 
+def with_small(config: SentimentConfig, layers: int = 1) -> SentimentConfig:
+    """With a second model that has other values than the configured one."""
+    small = config.model.model_copy(update={"layers": layers, "hidden_size": 64})
+    return config.model_copy(update={"models": {**config.models, "small": small}})
+
+
 def test_another_model_type_brings_its_own_values(config: SentimentConfig) -> None:
-    small = config.model.model_copy(update={"layers": 1, "hidden_size": 64})
-    two = config.model_copy(update={"models": {**config.models, "small": small}})
-    choice = training.resolve(two, {**training.parameters(two), "model_type": "small", "hidden_size": 32})
+    choice = training.resolve(with_small(config), {"model_type": "small", "hidden_size": 32})
     assert (choice.model.layers, choice.model.hidden_size) == (1, 32)
+
+
+def test_what_is_given_is_used_also_where_it_is_the_default_of_another_model(config: SentimentConfig) -> None:
+    given = {"model_type": "small", "layers": config.model.layers, "epochs": config.model.training.epochs}
+    found = parameters_of(training.SYSTEM, with_small(config), "", given)
+    assert (found["layers"], found["hidden_size"]) == (config.model.layers, 64)
+    assert config.model.training.min_steps > 0 == found["min_steps"], "asked for as many epochs as are configured, it makes no more"
+    assert parameters_of(training.SYSTEM, with_small(config), "", given | {"min_steps": 7})["min_steps"] == 7
+    assert training.resolve(with_small(config), found).flat == found == parameters_of(training.SYSTEM, with_small(config), "", found)
+
+
+@pytest.mark.parametrize("chosen", ["model_type", "dataset"])
+def test_a_changed_value_of_what_is_chosen_makes_another_training_and_another_sweep(
+    config: SentimentConfig, table: CleanedTable, tmp_path: Path, chosen: str
+) -> None:
+    settings, given = Settings(home=tmp_path), {chosen: "small"}
+
+    def names(layers: int, max_length: int) -> tuple[str, str]:
+        short = config.dataset.model_copy(update={"max_length": max_length})
+        two = with_small(config, layers).model_copy(update={"datasets": {**config.datasets, "small": short}})
+        found = parameters_of(training.SYSTEM, two, "", given)
+        context = context_of(settings, training.SYSTEM, two, variant="", table=table, parameters=found, seed=1)
+        models, overrides = (["small"], {}) if chosen == "model_type" else ([], given)
+        planned = sweep.plan(
+            training.SYSTEM, two, dataset_version="v1", model_types=models, learning_rate=(0.001, 0.01), overrides=overrides
+        )
+        return context.fingerprint, sweep.study_name(training.SYSTEM, two, planned, table)
+
+    first, again = names(1, 24), names(1, 24)
+    other = names(3, 24) if chosen == "model_type" else names(1, 32)
+    not_chosen = names(1, 32) if chosen == "model_type" else names(3, 24)
+    assert first == again == not_chosen
+    assert first[0] != other[0] and first[1] != other[1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A model that trains in a second, and a program that does it and can be killed: `python -m mlops_assets_tests.training.tiny DIR [N]`."""
+"""A model that trains in a second, and a program to kill that trains it: `python -m mlops_assets_tests.training.tiny WORKDIR [EPOCHS]`."""
 
 from __future__ import annotations
 

@@ -85,20 +85,25 @@ def _flat(config: DigitsConfig, variant: str, dataset: str) -> dict[str, Any]:
     return {"dataset": dataset, "sampling_rate": section.sampling_rate, **model, **codes, **training}
 
 
-def parameters(config: DigitsConfig, variant: str) -> dict[str, Any]:
-    """The parameters of the variant and the configured data set, flat, as plain JSON values."""
-    return _flat(config, variant, config.project.dataset)
+def parameters(config: DigitsConfig, variant: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plain JSON values, flat: `given` over those of the variant and of the data set that it names, or else of the configured one.
+
+    Raises:
+        SettingsError: an unknown name, with the choices.
+    """
+
+    def sections(given: Mapping[str, Any]) -> dict[str, Any]:
+        return _flat(config, variant, str(given.get("dataset", config.project.dataset)))
+
+    return override(given or {}, PARAMETER_NAMES, sections)
 
 
 def resolve(config: DigitsConfig, variant: str, given: Mapping[str, Any]) -> Choice:
-    """`given` (what `parameters` returned, with overrides) as validated sections.
+    """`parameters` as validated sections.
 
     Raises:
         SettingsError: an unknown name or a bad value, with the choices.
     """
-
-    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
-        return _flat(config, variant, str(overrides.get("dataset", config.project.dataset)))
 
     def build() -> Choice:
         dataset = config.datasets[flat["dataset"]].model_dump() | {"sampling_rate": flat["sampling_rate"]}
@@ -107,7 +112,7 @@ def resolve(config: DigitsConfig, variant: str, given: Mapping[str, Any]) -> Cho
         codes = {"length": flat["code_length"], "asking_rate": flat["asking_rate"]}
         return Choice(DatasetSection.model_validate(dataset), ModelSection.model_validate(model), CodesSection.model_validate(codes), flat)
 
-    flat = override(given, parameters(config, variant), PARAMETER_NAMES, sections)
+    flat = parameters(config, variant, given)
     return valid(build)
 
 

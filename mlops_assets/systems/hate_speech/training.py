@@ -49,23 +49,27 @@ class Choice:
     flat: Mapping[str, Any]
 
 
-def parameters(config: HateSpeechConfig, variant: str) -> dict[str, Any]:
-    """The parameters of the variant and the configured data set, flat, as plain JSON values."""
-    return flat(config.project.dataset, config.dataset, config.models[variant])
+def parameters(config: HateSpeechConfig, variant: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plain JSON values, flat: `given` over those of the variant and of the data set that it names, or else of the configured one.
+
+    Raises:
+        SettingsError: an unknown name, with the choices.
+    """
+
+    def sections(given: Mapping[str, Any]) -> dict[str, Any]:
+        dataset = str(given.get("dataset", config.project.dataset))
+        return flat(dataset, chosen("데이터셋", dataset, config.datasets), config.models[variant])
+
+    return override(given or {}, BERT_PARAMETERS, sections)
 
 
 def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) -> Choice:
-    """`given` (what `parameters` returned, with overrides) as validated sections.
+    """`parameters` as validated sections.
 
     Raises:
         SettingsError: an unknown name or a bad value, with the choices.
     """
-
-    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
-        dataset = str(overrides.get("dataset", config.project.dataset))
-        return flat(dataset, chosen("데이터셋", dataset, config.datasets), config.models[variant])
-
-    values = override(given, parameters(config, variant), BERT_PARAMETERS, sections)
+    values = parameters(config, variant, given)
     return Choice(*valid(lambda: unflat(values, config.datasets[values["dataset"]], config.models[variant])), values)
 
 

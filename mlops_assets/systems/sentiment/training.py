@@ -53,22 +53,26 @@ def _flat(config: SentimentConfig, model_type: str, dataset: str) -> dict[str, A
     return {"model_type": model_type, **flat(dataset, chosen("데이터셋", dataset, config.datasets), model)}
 
 
-def parameters(config: SentimentConfig, variant: str = "") -> dict[str, Any]:
-    """The parameters of the configured model and data set, flat, as plain JSON values."""
-    return _flat(config, config.project.model, config.project.dataset)
+def parameters(config: SentimentConfig, variant: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plain JSON values, flat: `given` over those of the model and the data set that it names, or else of the configured ones.
+
+    Raises:
+        SettingsError: an unknown name, with the choices.
+    """
+
+    def sections(given: Mapping[str, Any]) -> dict[str, Any]:
+        return _flat(config, str(given.get("model_type", config.project.model)), str(given.get("dataset", config.project.dataset)))
+
+    return override(given or {}, PARAMETER_NAMES, sections)
 
 
 def resolve(config: SentimentConfig, given: Mapping[str, Any]) -> Choice:
-    """`given` (what `parameters` returned, with overrides) as validated sections.
+    """`parameters` as validated sections.
 
     Raises:
         SettingsError: an unknown name or a bad value, with the choices.
     """
-
-    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
-        return _flat(config, str(overrides.get("model_type", config.project.model)), str(overrides.get("dataset", config.project.dataset)))
-
-    values = override(given, parameters(config), PARAMETER_NAMES, sections)
+    values = parameters(config, given=given)
     sections_of = config.datasets[values["dataset"]], config.models[values["model_type"]]
     return Choice(*valid(lambda: unflat(values, *sections_of)), values)
 

@@ -108,23 +108,27 @@ def _flat(config: TiresConfig, variant: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def parameters(config: TiresConfig, variant: str) -> dict[str, Any]:
-    """The parameters of a variant on the configured data set, flat, as plain JSON values."""
-    return _flat(config, variant, config.project.dataset)
+def parameters(config: TiresConfig, variant: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Plain JSON values, flat: `given` over those of the variant and of the data set that it names, or else of the configured one.
+
+    Raises:
+        SettingsError: an unknown name, with the choices.
+    """
+
+    def sections(given: Mapping[str, Any]) -> dict[str, Any]:
+        if (name := given.get("model_name", variant)) != variant:
+            raise SettingsError(f"model_name {name!r}: {variant} is trained here; choose the model with model_type")
+        return _flat(config, variant, str(given.get("dataset", config.project.dataset)))
+
+    return override(given or {}, {*PARAMETER_NAMES, "model_name"}, sections)
 
 
 def resolve(config: TiresConfig, variant: str, given: Mapping[str, Any]) -> Choice:
-    """`given` (what `parameters` returned, with overrides) as validated sections.
+    """`parameters` as validated sections.
 
     Raises:
         SettingsError: an unknown name or a bad value, with the choices; an early stopping whose outcome the gate would not look at.
     """
-
-    def sections(overrides: Mapping[str, Any]) -> dict[str, Any]:
-        if "model_name" in overrides:
-            name = overrides["model_name"]
-            raise SettingsError(f"model_name {name!r}: {variant} is trained here; choose the model with model_type")
-        return _flat(config, variant, str(overrides.get("dataset", config.project.dataset)))
 
     def build() -> Choice:
         dataset = config.datasets[flat["dataset"]].model_dump() | {"sampling_rate": flat["sampling_rate"]}
@@ -132,7 +136,7 @@ def resolve(config: TiresConfig, variant: str, given: Mapping[str, Any]) -> Choi
         model = {name: flat[name] for name in ("pretrained", "image_size", *PREPROCESSING)} | {"training": training}
         return Choice(DatasetSection.model_validate(dataset), ModelSection.model_validate(model), flat)
 
-    flat = override(given, parameters(config, variant), {*PARAMETER_NAMES, "model_name"}, sections)
+    flat = parameters(config, variant, given)
     choice = valid(build)
     if choice.targets and not config.register_threshold.get(REACHED, 0) >= 1:
         raise SettingsError(
