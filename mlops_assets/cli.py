@@ -308,8 +308,12 @@ def train(
     read = read_parameters(params, system) if params else Given({})
     model_type = model_type or read.variant
     seed = read.seed if seed is None else seed
+    recorded = found.variant_parameters(config, found.variants[0], {})  # a file of ours also holds what nobody chooses: a model's own name
+    from_file = {name: value for name, value in read.parameters.items() if name in found.parameter_names or name not in recorded}
+    if epochs is not None:
+        from_file.pop("min_steps", None)  # who asks for one epoch wants one epoch
     given = (
-        _checked(found, read.parameters)
+        _checked(found, from_file)
         | {
             name: value
             for name, value in {

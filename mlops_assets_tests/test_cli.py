@@ -184,6 +184,12 @@ def test_a_params_yaml_is_checked_before_anything_runs(run, tmp_path, content, m
     assert code == 2 and message in last
 
 
+def test_a_params_yaml_that_a_training_wrote_is_read(run, tmp_path):
+    (tmp_path / "params.yaml").write_text("variant: cnn\nparameters: {model_name: cnn, epochs: 2}\n", encoding="utf-8")
+    code, _, last = run("train", "tires", "--dataset-version", "v9", "--params", tmp_path / "params.yaml")
+    assert code == 2 and "mlops land tires PATH --dataset-version v9" in last
+
+
 def test_a_user_is_forgotten_by_name_and_wrong_use_says_what_is_missing(run, engine, monkeypatch):
     from mlops_assets import otp
     from mlops_assets.ingest import drawn
