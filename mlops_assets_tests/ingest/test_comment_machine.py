@@ -203,5 +203,6 @@ def test_nothing_is_lost_in_ten_thousand_histories(machine: type[Machine]) -> No
 
 def test_the_control_without_holes_loses(machine: type[Machine], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comments, "gaps", lambda after, ids: [])
-    with pytest.raises(AssertionError):  # where nothing but pages and holes is looked at
-        run_state_machine_as_test(machine, settings=profile(300, phases=[hypothesis.Phase.generate], report_multiple_bugs=False))
+    # Where nothing but pages and holes is looked at. It ends with the first loss, once in a long while only after some hundreds.
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=profile(3_000, phases=[hypothesis.Phase.generate], report_multiple_bugs=False))
