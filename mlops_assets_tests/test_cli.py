@@ -190,6 +190,17 @@ def test_a_params_yaml_that_a_training_wrote_is_read(run, tmp_path):
     assert code == 2 and "mlops land tires PATH --dataset-version v9" in last
 
 
+@pytest.mark.parametrize(("options", "min_steps"), [(("--epochs", "1"), 0), ((), 400)])
+def test_epochs_beside_a_params_yaml_mean_so_many_epochs(run, tmp_path, monkeypatch, options, min_steps):
+    from mlops_assets.lifecycle import pipeline
+
+    resolved, real = [], pipeline.parameters_of
+    monkeypatch.setattr(pipeline, "parameters_of", lambda *given: resolved.append(real(*given)) or resolved[-1])
+    (tmp_path / "params.yaml").write_text("parameters: {epochs: 5, min_steps: 400}\n", encoding="utf-8")
+    run("train", "sentiment", "--dataset-version", "v9", "--params", tmp_path / "params.yaml", *options)
+    assert [parameters["min_steps"] for parameters in resolved] == [min_steps]
+
+
 def test_a_user_is_forgotten_by_name_and_wrong_use_says_what_is_missing(run, engine, monkeypatch):
     from mlops_assets import otp
     from mlops_assets.ingest import drawn

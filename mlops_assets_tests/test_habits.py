@@ -69,7 +69,7 @@ def test_no_work_is_left_and_no_machine_is_named():
     machine = re.compile(r"(?<![\w.])/(?:work/(?:main|shared)|tmp/bash_jobs|root/|home/[a-z])")
     # Words of unfinished work, and addresses of package indexes, in what is ours to write.
     unfinished = re.compile(r"\b(?:TODO|FIXME|XXX|NotImplementedError)\b")
-    index = re.compile(r"https?:/{2}[^\s\"']*(?:pypi|simple/|index)|--(?:extra-)?index-url")
+    index = re.compile(r"https?:/{2}[^\s\"']*(?:pypi|simple/|index)|--(?:extra-)?index[-]url")
     text = (".py", ".yaml", ".yml", ".toml", ".md", ".lock", ".sql", ".sh", "")
     wrong = []
     for path in tracked():

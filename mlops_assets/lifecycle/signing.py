@@ -57,7 +57,7 @@ def rotate_key(settings: Settings) -> str:
     """Make a new signing key; the old public half stays, so that what it signed still verifies. Returns the new key id."""
     from nacl.signing import SigningKey
 
-    with suppress(KeyProblem):  # there was none, or none that anything was signed with
+    with suppress(KeyProblem):  # there is none, or one that cannot be used any more
         _publish(settings, load_signer(settings).key.verify_key)
     key = SigningKey.generate()
     # The public half first: a signature must never exist before what verifies it.
