@@ -423,7 +423,6 @@ def child_environment(settings: Settings) -> dict[str, str]:
             "NO_PROXY": ",".join(sorted(local)),
             "no_proxy": ",".join(sorted(local)),
             "PYTHONUNBUFFERED": "1",
-            "TOKENIZERS_PARALLELISM": "false",
         }
     )
 
