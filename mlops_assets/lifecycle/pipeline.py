@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long the checkpoints of a killed training wait for somebody to resume it: of a KcBERT they are gigabytes.
+ABANDONED_DAYS = 30
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -169,6 +172,16 @@ def workdir_of(settings: Settings, fingerprint: str) -> Path:
     return settings.home / "training" / fingerprint[:16]
 
 
+def _remove_abandoned(current: Path, say: Callable[[str], None]) -> None:
+    """What killed trainings left (checkpoints, weights, pictures) and none resumed. Called while this is the only training here."""
+    oldest = time.time() - ABANDONED_DAYS * 24 * 3600
+    for folder in current.parent.iterdir():
+        with suppress(FileNotFoundError):  # a sweep cleans up too
+            if folder != current and max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < oldest:
+                say(f"removing {folder}: nothing was written there for {ABANDONED_DAYS} days")
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_version: str) -> Parent | None:
     """The champion that a training of `variant` goes on from; None for a variant that begins anew.
 
@@ -248,6 +261,7 @@ def train(
             say(f"going on from the champion v{parent.version} ({parent.dataset_version})")
             context = replace(context, parent=fetch_weights(platform.store, parent.bundle_sha256, scratch / "parent"))
         fingerprint, workdir = context.fingerprint, context.workdir
+        _remove_abandoned(workdir, say)
         run = platform.tracking.start(
             system.name,
             "/".join(part for part in (dataset_version, variant, fingerprint[:8]) if part),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
-from mlops_assets.lifecycle.pipeline import scratch_folder
+from mlops_assets.lifecycle.pipeline import ABANDONED_DAYS, Platform, scratch_folder, train
 from mlops_assets.settings import Settings
+from mlops_assets.tracking import Tracking
+from mlops_assets_tests.toy import toy_system
 
 HOLD = """
 import sys
@@ -35,3 +39,20 @@ def test_the_scratch_of_a_killed_process_goes_and_that_of_a_living_one_stays(set
             assert {str(path) for path in folder.parent.iterdir() if path.is_dir()} == {stays, str(folder)}
         living.communicate("")
     assert goes != stays and list(folder.parent.iterdir()) == []
+
+
+def test_checkpoints_that_nobody_resumes_for_a_month_go_and_younger_ones_stay(world):
+    """The folders of `training` are named by fingerprint; the control is the one that was touched yesterday."""
+    platform = Platform(world.settings, world.engine, world.store, Tracking(None))
+    day, folders = 24 * 3600, {}
+    for name, days in {"old": ABANDONED_DAYS + 1, "young": 1}.items():
+        folders[name] = world.settings.home / "training" / name
+        checkpoint = folders[name] / "checkpoints" / "step-1" / "model.safetensors"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(b"weights")
+        for path in (checkpoint, *checkpoint.parents[:3]):
+            os.utime(path, times=(time.time() - days * day,) * 2)
+    said: list[str] = []
+    train(platform, toy_system(), world.config, variant="", dataset_version="v1", run_id="r", say=said.append)
+    assert not folders["old"].exists() and (folders["young"] / "checkpoints" / "step-1" / "model.safetensors").exists()
+    assert any(str(folders["old"]) in line for line in said) and not any(str(folders["young"]) in line for line in said)
