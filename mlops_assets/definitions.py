@@ -15,6 +15,7 @@ import dagster as dg
 from mlops_assets.ingest.sensors import reconciliation
 from mlops_assets.lifecycle.sensors import mirror_sensor
 from mlops_assets.monitoring.sensors import failure_sensor, stray_sensor
+from mlops_assets.resources.executor import run_executor
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.resources.spark import SparkResource
@@ -55,8 +56,7 @@ def build_defs(settings: Settings | None = None, overrides: Mapping[str, Any] | 
     shared = dg.Definitions(
         sensors=[mirror_sensor(SYSTEMS, open_platform), failure_sensor(open_platform), stray_sensor()],
         resources=resources,
-        # A run is a process of its own already: its assets run in it.
-        executor=dg.in_process_executor,
+        executor=run_executor,
     )
     return dg.Definitions.merge(*systems, *[reconciliation(name) for name in (*SYSTEMS, *DATA_SYSTEMS)], shared)
 

@@ -19,6 +19,7 @@ from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import UnknownParameter
 from mlops_assets.lifecycle.report import UnknownMetric
 from mlops_assets.lifecycle.system import CleanedTable
+from mlops_assets.resources.executor import run_executor
 from mlops_assets.settings import SettingsError, process_environment
 from mlops_assets.training import tuning
 from mlops_assets_tests.factories import config_of
@@ -33,7 +34,7 @@ def job(settings, name="toy", **config):
         assets=[dg.AssetSpec([name, "cleaned"]), *half.assets],
         asset_checks=list(half.checks),
         jobs=lifecycle_jobs(system, config_of(name), lambda: platform),
-        executor=dg.in_process_executor,
+        executor=run_executor,
     )
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions(f"{name}_dataset_version", ["v1"])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from mlops_assets.resources.executor import run_executor
+
 
 class Wait(dg.Config):
     until: str = ""
@@ -17,6 +19,6 @@ def sleep(config: Wait):
         time.sleep(0.1)
 
 
-@dg.job(executor_def=dg.in_process_executor)
+@dg.job(executor_def=run_executor)
 def sleeper():
     sleep()
