@@ -189,15 +189,16 @@ def variable(name: str) -> str:
     return os.environ.get(name, "")
 
 
-def share_processors() -> None:
-    """Let OpenMP's threads sleep, not spin, while they wait for each other. Must come before torch is imported.
+def library_defaults() -> None:
+    """What libraries read from the environment when they load. Must come before torch is imported; what is set already stays.
 
-    A machine that trains also runs Dagster, MLflow and servers: with spinning threads a training step took 10 to 20 times as long
-    as soon as anything else ran on the same two cores. Texts are tokenized by the thread that asks: waking others for the four of a
-    round cost the server 2 % of its answers.
+    OpenMP's threads sleep, not spin, while they wait for each other: a machine that trains also runs Dagster, MLflow and servers, and with
+    spinning threads a training step took 10 to 20 times as long as soon as anything else ran on the same two cores. Texts are tokenized by
+    the thread that asks: waking others for the four of a round cost the server 2 % of its answers. Sail logs errors alone, not each start
+    and stop of its own.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RUST_LOG": "error"}.items():
+        os.environ.setdefault(name, value)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -206,7 +207,7 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: a variable has a bad value, or an MLOPS_* variable that nothing reads looks like a typo of one that is read.
     """
-    share_processors()
+    library_defaults()
     try:
         settings = Settings(**overrides)
     except ValidationError as error:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mlops_assets.settings import Settings, load_settings, share_processors
+from mlops_assets.settings import Settings, library_defaults, load_settings
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-share_processors()  # before any test imports torch
+library_defaults()  # before any test imports torch
 
 
 @pytest.hookimpl(wrapper=True)
