@@ -176,10 +176,11 @@ def _remove_abandoned(current: Path, say: Callable[[str], None]) -> None:
     """What killed trainings left (checkpoints, weights, pictures) and none resumed. Called while this is the only training here."""
     oldest = time.time() - ABANDONED_DAYS * 24 * 3600
     for folder in current.parent.iterdir():
-        with suppress(FileNotFoundError):  # a sweep cleans up too
-            if folder != current and max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < oldest:
-                say(f"removing {folder}: nothing was written there for {ABANDONED_DAYS} days")
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a sweep cleans up too; what cannot be removed fails no training
+            touched = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+            if folder != current and touched < oldest:
+                shutil.rmtree(folder)
+                say(f"removed {folder}: nothing was written there for {ABANDONED_DAYS} days")
 
 
 def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_version: str) -> Parent | None:

@@ -1,4 +1,4 @@
-"""The executor of every run: Dagster's in-process one (a run is a process of its own already), which keeps its database connections.
+"""The executor of every launched run: Dagster's in-process one (a run is a process already), which keeps its database connections.
 
 dagster-postgres opens a connection for each event that it stores: half of what an asset costs beside its own work. Dagster's webserver
 keeps them (`DagsterInstance.optimize_for_webserver`), and so may a run. What stays open for hours may be dead when it is needed, so a
@@ -13,8 +13,12 @@ from typing import Any
 
 import dagster as dg
 
-#: A statement that takes longer is given up, a connection that is older is replaced. A webserver gives up sooner: nobody waits here.
-HOUR = 3600
+from mlops_assets.database import CONNECT_ARGUMENTS
+
+#: A statement that takes longer is given up. A webserver gives up sooner: nobody waits here.
+STATEMENT_SECONDS = 3600
+#: A connection that is older is replaced untried: after a long step the database may have moved, and the old one may answer still.
+RECYCLE_SECONDS = 60
 #: Beside the one that is kept: a run stores its events on one thread, others seldom need a connection.
 MORE_CONNECTIONS = 4
 
@@ -35,11 +39,17 @@ def keep_connections(instance: dg.DagsterInstance) -> None:
     """One open connection for each of the storages that are in PostgreSQL; others stay as they are."""
     from sqlalchemy import event
 
-    instance.optimize_for_webserver(1000 * HOUR, HOUR, MORE_CONNECTIONS)
+    instance.optimize_for_webserver(1000 * STATEMENT_SECONDS, RECYCLE_SECONDS, MORE_CONNECTIONS)
     storages: tuple[Any, ...] = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
     for storage in storages:
         if hasattr(storage, "postgres_url"):
+            event.listen(storage._engine, "do_connect", _notice_silence)
             event.listen(storage._engine, "checkout", _try_connection)
+
+
+def _notice_silence(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+    """As connections of our own: a peer that vanished without a word would hold the trial up for a quarter of an hour."""
+    options.update({name: value for name, value in CONNECT_ARGUMENTS.items() if name != "options"})
 
 
 def _try_connection(connection: Any, record: Any, proxy: Any) -> None:

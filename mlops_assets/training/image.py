@@ -115,6 +115,7 @@ class ImageCache:
             aside = folder / f".aside-{final.name}"
             _decode(table, split, rows, size, aside, threads)
             os.rename(aside, final)
+        os.utime(final)  # in use: only what nobody needs for long is removed
         return cls(rows, np.load(final, mmap_mode="r"))
 
 

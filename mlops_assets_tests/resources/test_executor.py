@@ -16,7 +16,8 @@ def cuts_connections(context: dg.OpExecutionContext) -> int:
     """As a restart of the database does between two steps."""
     with psycopg2.connect(context.op_config["cut"]) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND backend_type = 'client backend' AND state = 'idle' AND pid <> pg_backend_pid()"
         )
         return int(cursor.fetchone()[0])
 
