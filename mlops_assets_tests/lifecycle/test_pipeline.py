@@ -52,6 +52,8 @@ def test_checkpoints_that_nobody_resumes_for_a_month_go_and_younger_ones_stay(wo
         checkpoint.write_bytes(b"weights")
         for path in (checkpoint, *checkpoint.parents[:3]):
             os.utime(path, times=(time.time() - days * day,) * 2)
+    broken = world.settings.home / "training" / "broken"
+    broken.symlink_to(broken)  # what cannot be read or removed fails no training
     said: list[str] = []
     train(platform, toy_system(), world.config, variant="", dataset_version="v1", run_id="r", say=said.append)
     assert not folders["old"].exists() and (folders["young"] / "checkpoints" / "step-1" / "model.safetensors").exists()

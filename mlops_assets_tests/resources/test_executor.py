@@ -95,3 +95,15 @@ def test_the_control_without_the_trial_fails(instance, monkeypatch):
     monkeypatch.setattr(executor, "_try_connection", lambda *_: None)
     with pytest.raises(Exception, match="terminat|closed"):
         run(instance, "interrupted", ops=cut(instance))
+
+
+def test_a_silent_peer_is_noticed_as_on_connections_of_our_own(instance):
+    """The control is Dagster's own connection, which waits as long as the kernel does."""
+    given = {}
+    for name in ("dagsters", "ours"):
+        assert run(instance, name).success
+        with instance.event_log_storage.index_connection() as connection:
+            given[name] = connection.connection.dbapi_connection.get_dsn_parameters()
+    expected = {"connect_timeout": "5", "keepalives_idle": "15", "tcp_user_timeout": "30000"}
+    assert {name: given["ours"].get(name) for name in expected} == expected
+    assert not expected.items() <= given["dagsters"].items()

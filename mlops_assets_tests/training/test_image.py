@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,11 @@ def test_a_cache_is_built_once(table: CleanedTable, cache: image.ImageCache, tmp
         raise AssertionError("decoded again")
 
     monkeypatch.setattr("mlops_assets.images.to_array", never)
+    (file,) = (tmp_path / "cache").iterdir()
+    os.utime(file, times=(0, 0))
     again = image.ImageCache.build(table, "train", SIZE, tmp_path / "cache")
     assert np.array_equal(again.images, cache.images)
+    assert file.stat().st_mtime > 0, "a cache in use must not look abandoned"
     with pytest.raises(AssertionError, match="decoded again"):  # a control: another size is another cache
         image.ImageCache.build(table, "train", SIZE + 1, tmp_path / "cache")
 
