@@ -4,7 +4,6 @@ Belongs here: what is the same whatever a row is. Does not belong here: any rule
 half (`lifecycle/assets.py`).
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlops_assets.monitoring.sensors import live_sensors
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import Settings, git_commit, load_config
+from mlops_assets.sources import code_version
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -80,7 +80,7 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
         key=key_of(system, "", "dataset"),
         description="The bytes of one dataset version, frozen: a manifest over copies that nothing changes. Again, it is only verified.",
         kinds={"parquet", "postgres"},
-        code_version=code_version(Path(versions.__file__)),
+        code_version=code_version(versions.__name__),
         group_name=system,
         partitions_def=dataset_versions(system),
         owners=list(owners) or None,
@@ -121,16 +121,16 @@ def dataset_asset(system: str, settings: Settings, owners: Sequence[str]) -> dg.
 
 
 def cleaned_asset(
-    dataset: dg.AssetsDefinition, owners: Sequence[str], *, description: str, kinds: set[str], sources: Sequence[Path]
+    dataset: dg.AssetsDefinition, owners: Sequence[str], *, description: str, kinds: set[str], rules: str
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Decorates what makes `cleaned` of `dataset`. `sources`: the files whose text is its code version."""
+    """Decorates what makes `cleaned` of `dataset`. `rules`: the module that cleans; it is the code version."""
     system = dataset.key.path[0]
     return dg.asset(
         key=key_of(system, "", "cleaned"),
         deps=[dataset],
         description=description,
         kinds=kinds,
-        code_version=code_version(*sources),
+        code_version=code_version(rules),
         group_name=system,
         partitions_def=dataset_versions(system),
         owners=list(owners) or None,
@@ -213,14 +213,6 @@ def cleaned_result(
         },
         data_version=dg.DataVersion(done.table.sha256),
     )
-
-
-def code_version(*sources: Path) -> str:
-    """Changes when, and only when, the text of one of `sources` does."""
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @contextmanager

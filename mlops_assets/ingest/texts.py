@@ -94,14 +94,6 @@ def unit_of(group: bytes) -> float:
     return int.from_bytes(group[:6], "big") / (1 << 48)
 
 
-def sources_digest(*modules: str) -> str:
-    """Of the text of the modules that every text system's cleaning stands on, and of the system's own."""
-    digest = hashlib.sha256()
-    for path in (__file__, lines.__file__, *modules):
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
-
-
 def _raw_table(rules: Rules) -> Callable[[Sequence[Mapping[str, Any]]], pa.Table]:
     import pyarrow as pa
 

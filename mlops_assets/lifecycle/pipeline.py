@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets import sources
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
 from mlops_assets.lifecycle.report import ChampionScore, Report, label
 from mlops_assets.lifecycle.signing import load_signer
@@ -95,11 +96,8 @@ class Parent:
 
 
 def code_version(system: ModelSystem, variant: str) -> str:
-    """Changes when, and only when, the text of the variant's own sources does."""
-    digest = hashlib.sha256()
-    for path in system.sources(variant):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    """Changes when, and only when, the text of what trains, exports or measures the variant does."""
+    return sources.code_version(system.train.__module__, *system.loaded_by_name(variant))
 
 
 def check_names(system: ModelSystem, overrides: Iterable[str]) -> None:

@@ -128,7 +128,8 @@ class ModelSystem:
         evaluate: (bundle folder, table, threads) runs the bundle through `load_predictor` over the holdout rows.
         open_table: (store, engine, dataset version, folder) downloads and verifies the cleaned rows.
         load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
-        sources: files whose text is the code version of each variant.
+        loaded_by_name: the modules that a training of a variant imports by a name put together while it runs: what `train`'s own module
+            imports is the variant's code version, and these, which cannot be seen there.
         aliases: other names of variants, as users know them.
         metrics: what a model may be chosen by, see `lifecycle/report.py`; the first is the default.
         from_champion: those variants that go on from the champion's weights; without a champion whose data theirs extends they are skipped.
@@ -143,11 +144,11 @@ class ModelSystem:
     open_table: Callable[[ObjectStore, Engine, str, Path], CleanedTable]
     variant_parameters: Callable[[Any, str, Mapping[str, Any]], Mapping[str, Any]]
     parameter_names: Mapping[str, type]
-    sources: Callable[[str], Sequence[Path]]
     variants: Sequence[str] = ("",)
     aliases: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[str] = METRICS
     from_champion: Sequence[str] = ()
+    loaded_by_name: Callable[[str], Sequence[str]] = lambda variant: ()
 
     def variant_of(self, name: str) -> str:
         """The variant that users mean by `name`.

@@ -122,9 +122,10 @@ class ImageCache:
 def _content(rows: Rows, size: int) -> str:
     """Names what is in a cache: the images, their order, and how they were decoded."""
     from mlops_assets import images
+    from mlops_assets.sources import code_version
 
     digest = hashlib.sha256("\n".join([str(size), *rows.ids]).encode())
-    digest.update(Path(images.__file__).read_bytes())
+    digest.update(code_version(images.__name__).encode())
     return digest.hexdigest()[:16]
 
 

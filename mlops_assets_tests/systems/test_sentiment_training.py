@@ -203,13 +203,6 @@ def test_importing_the_system_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.strip() == "[]"
 
 
-def test_sources_exist_and_name_the_trainer() -> None:
-    assert all(path.is_file() for path in training.sources())
-    assert {"bert.py", "training.py", "config.py", "attempt.py", "trainer.py", "text.py", "export.py", "metrics.py"} == {
-        path.name for path in training.sources()
-    }
-
-
 # --- training -------------------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from mlops_assets.lifecycle.pipeline import code_version
 from mlops_assets.lifecycle.report import Report
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
+from mlops_assets.sources import imported
 from mlops_assets.systems.tires import models, training
 from mlops_assets.systems.tires.config import VARIANTS, TiresConfig
 
@@ -182,8 +183,7 @@ def test_importing_the_system_loads_nothing_heavy() -> None:
 
 def test_a_variant_is_made_of_its_own_architecture_only() -> None:
     assert set(models.FILES) == set(VARIANTS)
-    of = {variant: {path.name for path in training.sources(variant)} for variant in VARIANTS}
-    assert all(path.is_file() for variant in VARIANTS for path in training.sources(variant))
+    of = {variant: {path.name for path in imported(training.__name__, models.module_of(variant))} for variant in VARIANTS}
     assert of["cnn"] ^ of["resnet18"] == {"cnn.py", "resnet.py"} and of["resnet18"] == of["resnet50"]
     versions = {variant: code_version(training.SYSTEM, variant) for variant in VARIANTS}
     assert len(set(versions.values())) == 4

@@ -7,12 +7,10 @@ Belongs here: the shell of `cleaned` and of its checks, and what people see in t
 
 import base64
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets import images, strokes
 from mlops_assets.ingest.assets import (
     DataAssets,
     cleaned_asset,
@@ -30,7 +28,7 @@ from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.settings import Settings, load_config
-from mlops_assets.systems.digits import data, idx
+from mlops_assets.systems.digits import data
 from mlops_assets.systems.digits.config import DigitsConfig
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def data_assets(config: DigitsConfig, settings: Settings) -> DataAssets:
             "split. Every other picture and file is in quarantine with a reason code."
         ),
         kinds={"python", "parquet", "postgres"},
-        sources=[Path(str(module.__file__)) for module in (data, idx, strokes, images)],
+        rules=data.__name__,
     )
     def cleaned(context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.MaterializeResult[None]:
         objects = store.open()

@@ -31,6 +31,7 @@ from mlops_assets.ingest.rows import Rejected, Violation, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
+from mlops_assets.sources import code_version
 from mlops_assets.systems.digits import idx
 from mlops_assets.systems.digits.config import LABELS, ORIGINS, USERS
 
@@ -499,8 +500,7 @@ class _Judged:
 def rules_digest(section: DatasetSection) -> str:
     """Changes when, and only when, the same files could be cleaned differently: the code that reads and prepares, and the configuration."""
     of = {"idx", "drawn", "ignored_files", "near_duplicate_bits", "holdout_fraction", "validation_fraction"}
-    code = b"".join(Path(str(path)).read_bytes() for path in (__file__, idx.__file__, strokes.__file__, images.__file__))
-    return hashlib.sha256(code + canonical(section.model_dump(mode="json", include=of)).encode()).hexdigest()
+    return hashlib.sha256((code_version(__name__) + canonical(section.model_dump(mode="json", include=of))).encode()).hexdigest()
 
 
 def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scratch: Path, *, threads: int) -> Cleaned:

@@ -439,14 +439,6 @@ def _shown_errors(digits: Digits, worst: Sequence[tuple[int, int, float]]) -> li
 # --- the system -----------------------------------------------------------------------------------------------------------------
 
 
-def sources(variant: str) -> list[Path]:
-    """The files that decide what a training on given data gives."""
-    here, package = Path(__file__).parent, Path(__file__).parents[2]
-    own = [here / f"{name}.py" for name in ("canary", "codes", "config", "model", "training")]
-    shared = [package / "training" / f"{name}.py" for name in ("attempt", "config", "export", "metrics", "trainer")]
-    return [*own, package / "strokes.py", package / "images.py", *shared]
-
-
 SYSTEM = ModelSystem(
     name="digits",
     config_type=DigitsConfig,
@@ -457,7 +449,6 @@ SYSTEM = ModelSystem(
     open_table=open_table,
     variant_parameters=parameters,
     parameter_names=PARAMETER_NAMES,
-    sources=sources,
     variants=VARIANTS,
     metrics=(*METRICS, "code_success"),
     from_champion=("from_champion",),

@@ -5,14 +5,13 @@ Belongs here: the shells, and what people see in their metadata. Does not belong
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
 from mlops_assets.ingest import sheet
-from mlops_assets.ingest.assets import cleaned_checks, cleaned_result, code_version, dataset_asset, failures, quarantined_rows, table
+from mlops_assets.ingest.assets import cleaned_checks, cleaned_result, dataset_asset, failures, quarantined_rows, table
 from mlops_assets.ingest.objects import LandingError
 from mlops_assets.ingest.rows import find_cleaned
 from mlops_assets.ingest.sensors import landing_sensor
@@ -23,6 +22,7 @@ from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
 from mlops_assets.resources.spark import SparkResource
 from mlops_assets.settings import Settings, git_commit, read_yaml, validate
+from mlops_assets.sources import code_version
 from mlops_assets.systems.disposal_policy import collect, data, history, rows
 from mlops_assets.systems.disposal_policy.config import STANDARD_COLUMNS, PolicyConfig
 
@@ -102,7 +102,7 @@ def data_assets(config: PolicyConfig, settings: Settings) -> list[dg.AssetsDefin
         deps=[dataset],
         description="One row per policy, unified; every repair is named, every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
-        code_version=code_version(Path(data.__file__), Path(rows.__file__), Path(sheet.__file__)),
+        code_version=code_version(data.__name__),
         group_name=data.SYSTEM,
         partitions_def=partitions,
         owners=list(config.project.owners) or None,
@@ -124,7 +124,7 @@ def data_assets(config: PolicyConfig, settings: Settings) -> list[dg.AssetsDefin
         deps=[cleaned],
         description="The table `policy`: what holds now and what held when. Only new, changed and vanished policies are written.",
         kinds={"postgres"},
-        code_version=code_version(Path(history.__file__)),
+        code_version=code_version(history.__name__),
         group_name=data.SYSTEM,
         partitions_def=partitions,
         owners=list(config.project.owners) or None,

@@ -23,6 +23,7 @@ from mlops_assets.ingest import sheet
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine
 from mlops_assets.lifecycle import dataset
 from mlops_assets.settings import canonical
+from mlops_assets.sources import code_version
 from mlops_assets.systems.disposal_policy import rows as rules
 from mlops_assets.systems.disposal_policy.config import STANDARD_COLUMNS
 
@@ -191,8 +192,7 @@ def judge(raw: DataFrame) -> DataFrame:
 
 def rules_digest(section: CleaningSection) -> str:
     """Changes when, and only when, the same files could be cleaned differently: the text of the rules and their configuration."""
-    text = b"".join(Path(module).read_bytes() for module in (__file__, rules.__file__, sheet.__file__, regions.__file__))
-    return hashlib.sha256(text + canonical(section.model_dump(mode="json")).encode()).hexdigest()
+    return hashlib.sha256((code_version(__name__) + canonical(section.model_dump(mode="json"))).encode()).hexdigest()
 
 
 def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: CleaningSection, spark: Spark, scratch: Path) -> Cleaned:

@@ -6,12 +6,10 @@ anything of the model half (`lifecycle/assets.py`).
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mlops_assets.ingest import cleaning, lines, masking, texts
 from mlops_assets.ingest.assets import (
     DataAssets,
     cleaned_asset,
@@ -61,7 +59,7 @@ def data_assets(config: HateSpeechConfig, settings: Settings) -> DataAssets:
         config.project.owners,
         description="One row per accepted comment with its labels and split; every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
-        sources=[Path(data.__file__), Path(texts.__file__), Path(lines.__file__), Path(cleaning.__file__), Path(masking.__file__)],
+        rules=data.__name__,
     )
     def cleaned(
         context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource, spark: SparkResource

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.database import copy_rows
-from mlops_assets.ingest import cleaning, lines, masking, texts
+from mlops_assets.ingest import cleaning, lines, texts
 from mlops_assets.ingest.lines import Parse, Reader, fields_of
 from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, quarantined_count, torn, violations
@@ -27,6 +27,7 @@ from mlops_assets.ingest.texts import Account, Cleaned, Spark, normalized
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
+from mlops_assets.sources import code_version
 from mlops_assets.systems.hate_speech.config import JOINT
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
 
     # What only training and measuring read does not change a table.
     config = section.model_dump(mode="json", exclude={"sampling_rate", "max_length", "licence", "attribution"})
-    digest = texts.sources_digest(__file__, cleaning.__file__, masking.__file__) + canonical([config, max_line_bytes])
+    digest = code_version(__name__) + canonical([config, max_line_bytes])
     schema = pa.schema(
         [("id", pa.string()), ("source", pa.string()), ("number", pa.int64()), ("text", pa.string())]
         + [

@@ -330,13 +330,6 @@ def _yes_and_no(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarra
 # --- the system -----------------------------------------------------------------------------------------------------------------
 
 
-def sources(variant: str) -> list[Path]:
-    """The files that decide what a training on given data gives."""
-    here, shared = Path(__file__).parent, Path(__file__).parents[2] / "training"
-    names = ("attempt", "bert", "config", "export", "metrics", "text", "trainer")
-    return [here / "config.py", here / "training.py", *(shared / f"{name}.py" for name in names)]
-
-
 SYSTEM = ModelSystem(
     name="hate_speech",
     config_type=HateSpeechConfig,
@@ -347,7 +340,6 @@ SYSTEM = ModelSystem(
     open_table=open_table,
     variant_parameters=parameters,
     parameter_names=BERT_PARAMETERS,
-    sources=sources,
     variants=VARIANTS,
     metrics=(*METRICS, "lrap"),
     from_champion=("from_champion",),

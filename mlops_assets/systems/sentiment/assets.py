@@ -5,12 +5,10 @@ Belongs here: the data assets' shells, and what people see in their metadata. Do
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mlops_assets.ingest import lines, texts
 from mlops_assets.ingest.assets import (
     DataAssets,
     cleaned_asset,
@@ -49,7 +47,7 @@ def data_assets(config: SentimentConfig, settings: Settings) -> DataAssets:
         config.project.owners,
         description="One row per accepted review with its split; every other row is in quarantine with a reason code.",
         kinds={"pyspark", "parquet", "postgres"},
-        sources=[Path(data.__file__), Path(texts.__file__), Path(lines.__file__)],
+        rules=data.__name__,
     )
     def cleaned(
         context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource, spark: SparkResource

@@ -20,6 +20,7 @@ from mlops_assets.ingest.texts import Account, Cleaned, Spark, normalized
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
+from mlops_assets.sources import code_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
     import pyarrow as pa
 
     config = section.model_dump(mode="json", include={"train_files", "holdout_files", "validation_fraction", "holdout_fraction"})
-    digest = hashlib.sha256((texts.sources_digest(__file__) + canonical([config, max_line_bytes])).encode()).hexdigest()
+    digest = hashlib.sha256((code_version(__name__) + canonical([config, max_line_bytes])).encode()).hexdigest()
     schema = pa.schema(
         [("id", pa.string()), ("document", pa.string()), ("label", pa.int8()), ("split", pa.string()), ("source", pa.string())]
     )

@@ -237,16 +237,6 @@ def worst_errors(rows: Rows, probabilities: np.ndarray) -> list[dict[str, Any]]:
 # --- the system -----------------------------------------------------------------------------------------------------------------
 
 
-def sources(variant: str = "") -> list[Path]:
-    """The files that decide what a training on given data gives."""
-    here, shared = Path(__file__).parent, Path(__file__).parents[2] / "training"
-    return [
-        here / "config.py",
-        here / "training.py",
-        *(shared / f"{n}.py" for n in ("attempt", "bert", "config", "export", "metrics", "text", "trainer")),
-    ]
-
-
 SYSTEM = ModelSystem(
     name="sentiment",
     config_type=SentimentConfig,
@@ -257,5 +247,4 @@ SYSTEM = ModelSystem(
     open_table=open_table,
     variant_parameters=parameters,
     parameter_names=PARAMETER_NAMES,
-    sources=sources,
 )

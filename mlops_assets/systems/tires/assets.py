@@ -6,12 +6,10 @@ Belongs here: the shell of `cleaned` and of its checks, and what people see in t
 
 import base64
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets import images
 from mlops_assets.ingest.assets import (
     DataAssets,
     cleaned_asset,
@@ -52,7 +50,7 @@ def data_assets(config: TiresConfig, settings: Settings) -> DataAssets:
         config.project.owners,
         description="One row per accepted photo with its label, group and split; every other file is in quarantine with a reason code.",
         kinds={"python", "parquet", "postgres"},
-        sources=[Path(data.__file__), Path(images.__file__)],
+        rules=data.__name__,
     )
     def cleaned(context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.MaterializeResult[None]:
         objects = store.open()

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
-from mlops_assets.ingest import accounts, likeness
+from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
 from mlops_assets.ingest.rows import Rejected, Violation, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
+from mlops_assets.sources import code_version
 from mlops_assets.systems.tires.config import LABELS
 
 if TYPE_CHECKING:
@@ -488,8 +489,7 @@ def rules_digest(section: DatasetSection) -> str:
         "holdout_fraction",
         "validation_fraction",
     }
-    code = b"".join(Path(str(path)).read_bytes() for path in (__file__, images.__file__, likeness.__file__))
-    return hashlib.sha256(code + canonical(section.model_dump(mode="json", include=of)).encode()).hexdigest()
+    return hashlib.sha256((code_version(__name__) + canonical(section.model_dump(mode="json", include=of))).encode()).hexdigest()
 
 
 def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: DatasetSection, scratch: Path, *, threads: int) -> Cleaned:

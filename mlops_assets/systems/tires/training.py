@@ -421,19 +421,6 @@ def _interval_rows(figures: Mapping[str, float], intervals: Mapping[str, tuple[f
 # --- the system -----------------------------------------------------------------------------------------------------------------
 
 
-def sources(variant: str) -> list[Path]:
-    """The files that decide what a training of the variant gives on given data: of the architectures only its own."""
-    here, package = Path(__file__).parent, Path(__file__).parents[2]
-    return [
-        here / "config.py",
-        Path(models.__file__),
-        models.source(variant),
-        here / "training.py",
-        package / "images.py",
-        *(package / "training" / f"{name}.py" for name in ("attempt", "config", "export", "image", "metrics", "trainer")),
-    ]
-
-
 SYSTEM = ModelSystem(
     name="tires",
     config_type=TiresConfig,
@@ -444,7 +431,7 @@ SYSTEM = ModelSystem(
     open_table=open_table,
     variant_parameters=parameters,
     parameter_names=PARAMETER_NAMES,
-    sources=sources,
+    loaded_by_name=lambda variant: (models.module_of(variant),),
     variants=VARIANTS,
     aliases=ALIASES,
 )

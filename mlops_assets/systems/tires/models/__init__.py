@@ -26,8 +26,8 @@ FILES: Final = {
 }
 
 
-def source(variant: str) -> Path:
-    return Path(__file__).with_name(f"{FILES[variant]}.py")
+def module_of(variant: str) -> str:
+    return f"{__name__}.{FILES[variant]}"
 
 
 def build(variant: str, classes: int, pretrained: str | None = None) -> nn.Module:
@@ -38,7 +38,7 @@ def build(variant: str, classes: int, pretrained: str | None = None) -> nn.Modul
     """
     from importlib import import_module
 
-    net: nn.Module = import_module(f"{__name__}.{FILES[variant]}").build(variant, classes)
+    net: nn.Module = import_module(module_of(variant)).build(variant, classes)
     if pretrained is not None:
         _fill(net, _weights(variant, pretrained), variant, pretrained)
     return net
