@@ -83,7 +83,6 @@ def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, va
         open_table=open_table,
         variant_parameters=lambda config, variant, given: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}) | given,
         parameter_names={"quality": float, "epochs": int},
-        sources=lambda variant: [Path(__file__)],
         variants=tuple(by_variant) or ("",),
     )
 
