@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.files import LFS_POINTER, LFS_REASON, is_lfs_pointer
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
@@ -20,8 +22,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 class BadImage(ValueError):
-    """A picture that is refused. `code` is stable: empty_file, too_large_file, not_an_image, bad_format, too_many_pixels, truncated or
-    animated."""
+    """A picture that is refused. `code` is stable: empty_file, too_large_file, not_an_image, lfs_pointer, bad_format, too_many_pixels,
+    truncated or animated."""
 
     def __init__(self, code: str, message: str, message_ko: str, fix: str, limit: int | None = None) -> None:
         super().__init__(message)
@@ -158,6 +160,9 @@ def _open(data: bytes) -> Image:
         pass
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
         raise _damaged(error) from None
+    if is_lfs_pointer(data):
+        message_ko = "Git LFS 포인터 파일입니다. `git lfs pull`을 실행해 주세요."
+        raise BadImage(LFS_POINTER, f"this is {LFS_REASON}", message_ko, "Run `git lfs pull` and send the picture itself.")
     other = _other_format(data)
     if other:
         message = f"{other} pictures are not read, only {known}"

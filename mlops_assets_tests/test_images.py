@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mlops_assets.images import BadImage, Limits, decode, to_array
+from mlops_assets_tests.factories import POINTER
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -43,6 +44,7 @@ def frames(kind: str) -> bytes:
 
 HOSTILE = {
     "empty": (b"", "empty_file"),
+    "pointer of git lfs": (POINTER, "lfs_pointer"),
     "text named jpg": ("안녕하세요".encode(), "not_an_image"),
     "svg": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "bad_format"),
     "gif": (frames("GIF"), "bad_format"),

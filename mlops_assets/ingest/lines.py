@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.files import LFS_POINTER, is_lfs_pointer
 from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected
 from mlops_assets.lifecycle import dataset
@@ -211,6 +213,10 @@ def _scan_file(
     import pyarrow.parquet as pq
 
     lines = lines_of(chunks, max_line_bytes)
+    first = next(lines, None)
+    if isinstance(first, bytes) and is_lfs_pointer(first + b"\n"):
+        return Rejected(LFS_POINTER, excerpt(first))
+    lines = lines if first is None else chain([first], lines)
     parse = _opened(lines, source.reader)
     if isinstance(parse, Rejected):
         return parse

@@ -12,7 +12,7 @@ from mlops_assets.serving.models import VersionUnavailable
 from mlops_assets.serving.text import BadInput
 
 #: What is not here is 422.
-_STATUS = {"too_large_file": 413, "bad_format": 415, "not_an_image": 415}
+_STATUS = {"too_large_file": 413, "bad_format": 415, "not_an_image": 415, "lfs_pointer": 415}
 _VERSION_STATUS = {"unknown_version": 404, "version_deleted": 410, "version_refused": 409, "versions_busy": 503, "ledger_away": 503}
 _VERSION_KO = {
     "unknown_version": "등록되지 않은 버전입니다.",

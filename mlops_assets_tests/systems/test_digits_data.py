@@ -26,6 +26,7 @@ from mlops_assets.settings import REPOSITORY, Settings, load_config
 from mlops_assets.store import ObjectStore
 from mlops_assets.systems.digits import data, idx, simulate
 from mlops_assets.systems.digits.config import DatasetSection, DigitsConfig
+from mlops_assets_tests.factories import POINTER
 
 SECTION = load_config(DigitsConfig, "digits", REPOSITORY / "configs").dataset
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -143,6 +144,7 @@ GOOD = idx_bytes(np.zeros((3, 28, 28)))
     [
         (b"", "not_idx"),
         (b"<html>not found</html>", "not_idx"),
+        (POINTER, "lfs_pointer"),
         (idx_bytes(np.zeros(3)), "not_idx"),
         (bytes((0, 0, 13, 3)) + GOOD[4:], "not_idx"),
         (GOOD[:9], "truncated_idx"),
@@ -182,6 +184,10 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "no JSON",
         {"file": "labels.jsonl", "label": 1},  # the index itself
         *({"file": f"{name}.png", "label": 1} for name in ("blank", "touch", "empty", "half", "text", "bomb", "gif")),
+        {"file": "pointer.png", "label": 1},
+        {"file": ".\\deep\\B.png", "label": 4, "writer": "w9"},  # good: a tool on Windows wrote it
+        {"file": "C:\\deep\\b.png", "label": 4},
+        {"file": "deep\\..\\..\\b.png", "label": 4},
     ]
     touch = Image.new("L", (200, 200), 255)
     touch.paste(0, (90, 90, 96, 96))
@@ -196,6 +202,8 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "more/text.png": b"<html>not found</html>",
         "more/bomb.png": bomb(),
         "more/gif.png": b"GIF89a" + bytes(30),
+        "more/pointer.png": POINTER,
+        "more/deep/b.png": drawing(4, 9),
         "more/nobody_names_me.png": drawing(2, 2),
     }
     refused = {
@@ -213,6 +221,9 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         f"none/{LABELS}": (idx_bytes(np.zeros(1)), "no_images"),
         "bad/dataset.csv": (b"picture;digit\n1.png;3\n", "not_an_index"),
         "latin/labels.jsonl": (b"\xff\xfe\x00", "not_an_index"),
+        "pointers/labels.jsonl": (POINTER, "lfs_pointer"),
+        f"pointers/{IMAGES}": (POINTER, "lfs_pointer"),
+        f"pointers/{LABELS}": (idx_bytes(np.zeros(1)), "no_images"),
     }
     manifest = version("v1", good | more | {name: content for name, (content, _) in refused.items()})
     done = clean(manifest)
@@ -229,7 +240,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         31: "conflicting_labels",
         42: "conflicting_labels",
     }
-    assert [found[("more/labels.jsonl", line)] for line in range(2, 17)] == [
+    assert [found[("more/labels.jsonl", line)] for line in range(2, 21) if line != 18] == [
         "bad_label",
         "missing_file",
         "outside_dataset",
@@ -245,12 +256,15 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "not_an_image",
         "too_many_pixels",
         "bad_format",
+        "lfs_pointer",
+        "outside_dataset",
+        "outside_dataset",
     ]
     assert found[("more/nobody_names_me.png", 0)] == "unlabelled"
     assert done.rows_in == done.accepted + len(found) and done.accepted == len(rows("v1"))
     frame = rows("v1").set_index("path")
     assert frame.loc["more/a.png", ["label", "origin"]].tolist() == [3, "drawn"]
-    assert done.origins == {"drawn": 31, "mnist": 193 + 40}
+    assert done.origins == {"drawn": 32, "mnist": 193 + 40}
 
 
 def png(picture: Image.Image) -> bytes:

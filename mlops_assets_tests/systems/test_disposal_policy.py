@@ -27,6 +27,7 @@ from mlops_assets.settings import Settings, process_environment, read_yaml, vali
 from mlops_assets.store import ObjectStore
 from mlops_assets.systems.disposal_policy import collect, data, history, rows
 from mlops_assets.systems.disposal_policy.config import STANDARD_COLUMNS, PolicyConfig
+from mlops_assets_tests.factories import POINTER
 
 HEADER, *SAMPLE = policy_rows(40)
 AT = {name: HEADER.index(column) for name, column in STANDARD_COLUMNS.items()}
@@ -251,7 +252,8 @@ def test_a_version_of_which_nothing_is_left_is_refused_and_says_why(versions: Ve
     versions.arrive("v1", b"\xff\xfe\xff")
     versions.arrive("v2", [changed(SAMPLE[0], data_date="")])
     versions.arrive("v3", b"x", name="readme.txt")
-    for version, why in (("v1", "unreadable"), ("v2", "1 bad_date"), ("v3", "unexpected_file")):
+    versions.arrive("v4", POINTER)
+    for version, why in (("v1", "unreadable"), ("v2", "1 bad_date"), ("v3", "unexpected_file"), ("v4", "lfs_pointer")):
         with pytest.raises(NothingLeft, match=rf"no policy is left of \d rows .*{why}"):
             versions.clean(version)
     assert versions.rows("SELECT DISTINCT state FROM dataset_version") == [("refused",)]

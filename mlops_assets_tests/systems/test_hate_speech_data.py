@@ -23,6 +23,7 @@ from mlops_assets.settings import REPOSITORY, Settings, SettingsError, load_conf
 from mlops_assets.store import ObjectStore
 from mlops_assets.systems.hate_speech import data
 from mlops_assets.systems.hate_speech.config import DatasetSection, HateSpeechConfig
+from mlops_assets_tests.factories import POINTER
 
 CONFIG = load_config(HateSpeechConfig, "hate_speech", REPOSITORY / "configs")
 SECTION = CONFIG.dataset
@@ -167,6 +168,8 @@ def test_other_peoples_labels_are_mapped_by_configuration_alone(version, clean, 
         ("unsmile_train_2.tsv", table("x\t" * 12 + "1", header=f"{HEADER}\t새 라벨"), "wrong_columns"),
         ("unsmile_train_2.tsv", VALID.encode("cp949"), "not_utf8"),
         ("comments-2.jsonl", "", "empty_file"),
+        ("comments-2.jsonl", POINTER, "lfs_pointer"),
+        ("unsmile_train_2.tsv", POINTER.replace(b"\n", b"\r\n"), "lfs_pointer"),
     ],
 )
 def test_a_bad_file_is_turned_away_and_the_others_go_on(version, clean, name: str, content: str | bytes, code: str) -> None:

@@ -28,6 +28,7 @@ from mlops_assets.store import ObjectStore
 from mlops_assets.systems.sentiment import data
 from mlops_assets.systems.sentiment.config import DatasetSection, SentimentConfig
 from mlops_assets.systems.sentiment.data import Cleaned, Rejected, Review, parse_row
+from mlops_assets_tests.factories import POINTER
 from mlops_assets_tests.ingest.arrivals import SYSTEM, freeze, ledger, states, tick
 
 SECTION = DatasetSection(train_files=("ratings_train*.txt",), holdout_files=("ratings_test*.txt",), validation_fraction=0.2)
@@ -231,6 +232,7 @@ def test_every_rule_and_every_row(version, clean, rows, engine: Engine) -> None:
         ("reviews_feed_2013.tsv.gz", b"\x1f\x8b", "unexpected_file"),
         ("ratings_train_empty.txt", b"", "empty_file"),
         ("ratings_train_header.txt", HEADER.encode(), "empty_file"),
+        ("ratings_train_lfs.txt", POINTER, "lfs_pointer"),
         ("ratings_train_columns.txt", b"document\tid\tlabel\n" + reviews(3, 500).encode(), "wrong_columns"),
         ("ratings_train_csv.txt", b"id,document,label\n1,2,1\n", "wrong_columns"),
         ("ratings_train_none.txt", reviews(3, 500).encode(), "wrong_columns"),

@@ -30,6 +30,7 @@ from mlops_assets.store import ObjectStore
 from mlops_assets.systems.tires import assets, data
 from mlops_assets.systems.tires.config import DatasetSection, TiresConfig, TrainingSection
 from mlops_assets.systems.tires.data import Cleaned
+from mlops_assets_tests.factories import POINTER
 
 SECTION = DatasetSection(
     labels={"good": ("good", "정상", "0"), "defective": ("defective", "MT_Crack", "결함", "1")},
@@ -142,6 +143,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "good/empty.jpg": (b"", "empty_file"),
         "good/empty_too.jpg": (b"", "empty_file"),
         "good/text.jpg": (b"<html>not found</html>", "not_an_image"),
+        "good/pointer.jpg": (POINTER, "lfs_pointer"),
         "good/half.jpg": (photo(500)[:300], "truncated"),
         "good/still.gif": (gif(1), "bad_format"),
         "good/moving.png": (gif(3), "animated"),
@@ -269,6 +271,7 @@ def test_hostile_items_are_refused_one_by_one(version, clean, rows, engine: Engi
     ("content", "code"),
     [
         (b"", "empty_file"),
+        (POINTER, "lfs_pointer"),
         (b"{", "not_json"),
         (b"[" * 100_000, "not_json"),
         ('{"annotation": "정상"}'.encode("cp949"), "not_json"),
@@ -283,6 +286,20 @@ def test_a_bad_index_is_turned_away_and_the_others_go_on(version, clean, engine:
     done = clean(version("v1", folders() | {"labels/one.json": content}))
     assert done.refused_files == {"labels/one.json": code} and done.accepted == 40
     assert ledger(engine, "v1")["labels/one.json"] == code
+
+
+@pytest.mark.parametrize("written", ["images\\{}.jpg", ".\\images\\{}.jpg", "images//{}.JPG", "Images\\{}.jpg"])
+def test_an_index_that_a_tool_on_windows_wrote_means_its_files(version, clean, rows, written: str) -> None:
+    photos = {f"images/{n}.jpg": photo(n) for n in range(40)}
+    items = [{"FilePath": written.format(n), "label_value": n % 2} for n in range(40)]
+    done = clean(version("v1", photos | {"annotation.json": index(items)}))
+    assert (done.accepted, done.quarantined) == (40, {})
+    assert all(row.label == int(row.path.split("/")[1].split(".")[0]) % 2 for row in rows("v1").itertuples())
+
+
+def test_folders_that_an_archive_of_windows_wrote_into_names_are_folders(version, clean, rows) -> None:
+    done = clean(version("v1", {name.replace("/", "\\"): content for name, content in folders().items()}))
+    assert (done.accepted, done.quarantined) == (40, {}) and set(rows("v1")["label"]) == {0, 1}
 
 
 # --- families and splits --------------------------------------------------------------------------------------------------------

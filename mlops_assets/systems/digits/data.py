@@ -11,8 +11,6 @@ import hashlib
 import io
 import json
 import posixpath
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images, strokes
+from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer
 from mlops_assets.images import BadImage, Limits
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
@@ -51,12 +50,12 @@ SYSTEM: Final = "digits"
 ROW_REASONS: Final = {
     "bad_label": "a label that is not 0 to 9",
     "malformed_row": "a line of an index without a picture's name and a label",
-    "outside_dataset": "a line of an index whose path leads out of the data set",
-    "missing_file": "a line of an index whose path names no file of the version",
+    **PATH_REASONS,
     "unlabelled": "a picture that no index names",
     "empty_file": "no byte",
     "too_large_file": "more bytes than a drawing may have",
     "not_an_image": "bytes that are no picture",
+    LFS_POINTER: LFS_REASON,
     "bad_format": "a picture of another format than JPEG, PNG, WEBP and BMP",
     "too_many_pixels": "more pixels than a drawing may have",
     "truncated": "a picture that ends too early, or is damaged",
@@ -81,6 +80,7 @@ FILE_REASONS: Final = {
     "no_images": "has no pictures beside it",
     "count_mismatch": "has another number of labels than of pictures",
     "too_large_index": "is too large for an index",
+    LFS_POINTER: f"is {LFS_REASON}",
     "not_an_index": "is neither CSV nor JSON lines in UTF-8",
 }
 
@@ -171,7 +171,7 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
         for pictures, labels in _pairs([entry for entry in ordered if entry.key not in taken], source):
             _take_pair(store, source, pictures, labels, names, done, refuse)
             taken |= {entry.key for entry in (pictures, labels) if entry is not None}
-    by_path = {(entry.from_version, unicodedata.normalize("NFC", entry.path)): entry for entry in ordered}
+    by_path = Paths(ordered)
     for drawn in section.drawn:
         for entry in (entry for entry in ordered if entry.key not in taken and _matches(entry, (drawn.index,))):
             taken.add(entry.key)
@@ -270,8 +270,11 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rej
         return Rejected("empty_file", "0 bytes")
     if entry.size > MAX_INDEX_BYTES:
         return Rejected("too_large_index", f"{entry.size} bytes, the limit is {MAX_INDEX_BYTES}")
+    data = b"".join(dataset.open_entry(store, entry))
+    if is_lfs_pointer(data):
+        return Rejected(LFS_POINTER, data[:EXCERPT].decode("utf-8", "replace"))
     try:
-        text = b"".join(dataset.open_entry(store, entry)).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Rejected("not_an_index", str(error))
     if entry.path.lower().endswith(".jsonl"):
@@ -293,9 +296,7 @@ def _json(line: str) -> Any:
         return line
 
 
-def _drawn(
-    names: Mapping[str, str], index: Entry, number: int, item: Any, by_path: Mapping[tuple[str, str], Entry], source: DrawnSection
-) -> Row:
+def _drawn(names: Mapping[str, str], index: Entry, number: int, item: Any, by_path: Paths, source: DrawnSection) -> Row:
     """One line of an index as a row."""
     row = Row(names[index.key], number, str(item)[:EXCERPT], source.origin, source.holdout)
     path, label = (item.get("file"), item.get("label")) if isinstance(item, dict) else (None, None)
@@ -303,9 +304,9 @@ def _drawn(
     if not isinstance(path, str) or not isinstance(label, str | int) or isinstance(label, bool) or not isinstance(writer, str | None):
         row.reject("malformed_row")
         return row
-    found = _find(index, path, by_path)
-    if isinstance(found, Rejected):
-        row.reject(found.code, found.excerpt)
+    found = by_path.find(index, path, beside_only=True)
+    if isinstance(found, tuple):
+        row.reject(*found)
         return row
     row.entry, row.name, row.id, row.writer = found, names[found.key], found.sha256, writer or None
     row.origin = USERS if item.get("origin") == USERS else row.origin
@@ -314,16 +315,6 @@ def _drawn(
     else:
         row.label = int(label)
     return row
-
-
-def _find(index: Entry, given: str, by_path: Mapping[tuple[str, str], Entry]) -> Entry | Rejected:
-    """The file that a line of `index` means: beside the index, in its own version."""
-    wanted = unicodedata.normalize("NFC", given)
-    # A data set names its own files: neither a drive, nor an address, nor a way up, nor a root.
-    if not wanted.strip() or re.search(r"[\x00-\x1f\\:]", wanted) or wanted.startswith("/") or ".." in wanted.split("/"):
-        return Rejected("outside_dataset", given)
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(index.path), wanted))
-    return by_path.get((index.from_version, path)) or Rejected("missing_file", given)
 
 
 # --- rows to pictures -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mlops_assets.files import LFS_POINTER, LFS_REASON, MAX_POINTER_BYTES, is_lfs_pointer
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -24,7 +26,7 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 class BadIdx(ValueError):
-    """A file that is refused. `code` is stable: not_idx, truncated_idx or too_large_idx."""
+    """A file that is refused. `code` is stable: not_idx, lfs_pointer, truncated_idx or too_large_idx."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -40,6 +42,8 @@ def read(chunks: Iterable[bytes], dimensions: int, *, max_bytes: int = MAX_BYTES
     import numpy as np
 
     stream: io.BufferedIOBase = io.BytesIO(b"".join(chunks))
+    if is_lfs_pointer(stream.getvalue()[:MAX_POINTER_BYTES]):  # type: ignore[attr-defined]
+        raise BadIdx(LFS_POINTER, f"is {LFS_REASON}")
     if stream.getvalue()[:2] == _GZIP:  # type: ignore[attr-defined]
         stream = gzip.GzipFile(fileobj=stream)
     try:

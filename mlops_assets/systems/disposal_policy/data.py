@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mlops_assets import crash, regions
 from mlops_assets.database import copy_rows
+from mlops_assets.files import LFS_POINTER, LFS_REASON, is_lfs_pointer
 from mlops_assets.ingest import rows as common
 from mlops_assets.ingest import sheet
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, mark_files, quarantined_count, replace_quarantine
@@ -42,6 +43,7 @@ FIELDS: Final = tuple(STANDARD_COLUMNS)
 ROW_REASONS: Final = rules.REASONS
 FILE_REASONS: Final = {
     "unexpected_file": "matches none of `files` in configs/disposal_policy.yaml",
+    LFS_POINTER: f"is {LFS_REASON}",
     "unreadable": "is not a sheet with the columns of configs/disposal_policy.yaml",
 }
 EXCERPT: Final = 200
@@ -98,7 +100,11 @@ def scan(store: ObjectStore, manifest: Manifest, section: CleaningSection) -> Sc
             done.refused[name] = (entry, Rejected("unexpected_file", base))
             continue
         try:
-            table = _read(b"".join(dataset.open_entry(store, entry)), base, section)
+            data = b"".join(dataset.open_entry(store, entry))
+            if is_lfs_pointer(data):
+                done.refused[name] = (entry, Rejected(LFS_POINTER, base))
+                continue
+            table = _read(data, base, section)
         except sheet.SheetError as error:
             done.refused[name] = (entry, Rejected("unreadable", str(error)[: 2 * EXCERPT]))
             continue

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.database import copy_rows
+from mlops_assets.files import LFS_POINTER, LFS_REASON
 from mlops_assets.ingest import cleaning, lines, texts
 from mlops_assets.ingest.lines import Parse, Reader, fields_of
 from mlops_assets.ingest.masking import mask
@@ -63,6 +64,7 @@ ROW_REASONS: Final = {
 FILE_REASONS: Final = {
     "unexpected_file": "matches neither a table's files nor comment_files in configs/hate_speech.yaml",
     "not_utf8": "is not UTF-8",
+    LFS_POINTER: f"is {LFS_REASON}",
     "empty_file": "holds no row",
     "second_file": "is a second file of its table, and a row is known by its table and line alone: put the rows into one file and land it "
     "as a new version; in a version that extends another, under the name that the file has there",

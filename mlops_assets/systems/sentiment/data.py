@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.database import copy_rows
+from mlops_assets.files import LFS_POINTER, LFS_REASON
 from mlops_assets.ingest import texts
 from mlops_assets.ingest.lines import Reader, exact_header, excerpt, fields_of
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, quarantined_count, torn, violations
@@ -51,6 +52,7 @@ ROW_REASONS: Final = {
 FILE_REASONS: Final = {
     "unexpected_file": "matches neither train_files nor holdout_files in configs/sentiment.yaml",
     "not_utf8": "is not UTF-8",
+    LFS_POINTER: f"is {LFS_REASON}",
     "empty_file": "holds no row",
     "wrong_columns": "does not begin with the header id, document, label between tabs",
 }

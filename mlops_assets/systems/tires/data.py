@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
+from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
@@ -48,12 +49,12 @@ LABELS_KO: Final = {0: "정상", 1: "결함"}
 ROW_REASONS: Final = {
     "mask": "a mask beside the photo of the same name",
     "malformed_row": "an item of an index without a text FilePath and a label_value",
-    "outside_dataset": "an item of an index whose FilePath leads out of the data set",
-    "missing_file": "an item of an index whose FilePath names no file of the version",
+    **PATH_REASONS,
     "unknown_label": "neither its folders nor its label_value is a label in configs/tires.yaml",
     "empty_file": "no byte",
     "too_large_file": "more bytes than a picture may have",
     "not_an_image": "bytes that are no picture",
+    LFS_POINTER: LFS_REASON,
     "bad_format": "a picture of another format than JPEG, PNG, WEBP and BMP",
     "too_many_pixels": "more pixels than a picture may have",
     "truncated": "a picture that ends too early, or is damaged",
@@ -68,6 +69,7 @@ FILE_REASONS: Final = {
     "unexpected_file": "is neither a picture nor an index of configs/tires.yaml",
     "empty_file": "holds no byte",
     "too_large_index": "is too large for an index",
+    LFS_POINTER: f"is {LFS_REASON}",
     "not_json": "is not JSON in UTF-8",
     "wrong_shape": "has no list at annotation.data, or an empty one",
 }
@@ -151,7 +153,7 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
     names = {entry.key: _name_of(entry, manifest) for entry in ordered}
     done = Scanned()
     readers = _Labels(section)
-    by_path = _Paths(ordered)
+    by_path = Paths(ordered)
     for entry in (entry for entry in ordered if _matches(entry.path, section.index_files)):
         items = _read_index(store, entry)
         if isinstance(items, Rejected):
@@ -202,38 +204,13 @@ class _Labels:
 
     def of_folder(self, path: str) -> int | None:
         """That of the nearest folder that is one."""
-        folders = reversed(path.split("/")[:-1])
+        folders = reversed((normal_path(path) or path).split("/")[:-1])
         return next((self.known[name] for name in map(_plain, folders) if name in self.known), None)
 
     def of_value(self, value: object) -> int | None:
         if isinstance(value, bool) or not isinstance(value, str | int):
             return None
         return self.known.get(_plain(str(value)))
-
-
-class _Paths:
-    """Which entry a FilePath of an index means."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.own: dict[tuple[str, str], Entry] = {}
-        self.any: dict[str, Entry] = {}
-        for entry in entries:
-            path = unicodedata.normalize("NFC", entry.path)
-            self.own[entry.from_version, path] = self.any[path] = entry
-
-    def find(self, index: Entry, given: str) -> Entry | Rejected:
-        """From the version's root or else the index's folder; the index's own version before those it extends."""
-        wanted = unicodedata.normalize("NFC", given)
-        path = posixpath.normpath(wanted)
-        # A data set names its own files: neither a drive, nor an address, nor a way up, nor a root.
-        if not wanted.strip() or re.search(r"[\x00-\x1f\\:]", wanted) or path.startswith(("/", "..")) or ".." in wanted.split("/"):
-            return Rejected("outside_dataset", given)
-        beside = posixpath.join(posixpath.dirname(index.path), path)
-        for candidate in (path, beside):
-            found = self.own.get((index.from_version, candidate)) or self.any.get(candidate)
-            if found is not None:
-                return found
-        return Rejected("missing_file", given)
 
 
 def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
@@ -243,6 +220,8 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
     if entry.size > MAX_INDEX_BYTES:
         return Rejected("too_large_index", f"{entry.size} bytes, the limit is {MAX_INDEX_BYTES}")
     data = b"".join(dataset.open_entry(store, entry))
+    if is_lfs_pointer(data):
+        return Rejected(LFS_POINTER, data[:EXCERPT].decode("utf-8", "replace"))
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -254,7 +233,7 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
     return items
 
 
-def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, paths: _Paths, labels: _Labels) -> Row:
+def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, paths: Paths, labels: _Labels) -> Row:
     """One item of an index as a row."""
     row = Row(names[index.key], number, str(item)[:EXCERPT])
     path = item.get("FilePath") if isinstance(item, dict) else None
@@ -262,8 +241,8 @@ def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, 
         row.reject("malformed_row")
         return row
     found = paths.find(index, path)
-    if isinstance(found, Rejected):
-        row.reject(found.code, found.excerpt)
+    if isinstance(found, tuple):
+        row.reject(*found)
         return row
     row.entry, row.name, row.label = found, names[found.key], labels.of_value(item["label_value"])
     folder = labels.of_folder(found.path)
