@@ -10,15 +10,18 @@ import io
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mlops_assets import depth, formats
 from mlops_assets.files import LFS_POINTER, LFS_REASON, is_lfs_pointer
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = formats.READ
+_CONVERT = "Convert it to PNG or JPEG."
 
 
 class BadImage(ValueError):
@@ -41,7 +44,7 @@ DEFAULT = Limits()
 
 
 def decode(data: bytes, *, limits: Limits = DEFAULT) -> Image:
-    """The picture as RGB, 8 bits, upright. Transparent parts are white; 16 bits are scaled down.
+    """The picture as RGB, 8 bits, upright. Transparent parts are white; more bits are scaled by those in use (`depth.py`).
 
     Raises:
         BadImage
@@ -54,7 +57,7 @@ def decode(data: bytes, *, limits: Limits = DEFAULT) -> Image:
 
 
 def load(data: bytes, *, limits: Limits = DEFAULT) -> Image:
-    """The picture upright, in the mode of its file: for those to whom transparency means something else than white.
+    """The picture upright, 8 bits, in the colours of its file: for those to whom transparency means something else than white.
 
     Raises:
         BadImage
@@ -74,9 +77,21 @@ def load(data: bytes, *, limits: Limits = DEFAULT) -> Image:
         raise BadImage("animated", "the picture is animated", "움직이는 이미지는 받을 수 없습니다.", "Send one frame of it.")
     try:
         picture.load()
-        return _upright(picture)
+        return _upright(_plain(picture, data))
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise _damaged(error) from None
+        raise _damaged(error, data) from None
+
+
+def _plain(picture: ImageFile, data: bytes) -> Image:
+    """As what its numbers mean, in 8 bits."""
+    from PIL import ImageChops
+
+    if picture.format == "PNG":
+        return depth.of_png(picture, data)
+    if picture.mode == "CMYK" and "adobe" not in picture.info:
+        # Pillow takes every CMYK for Adobe's, whose 0 is full ink; without its mark 0 is none, as browsers have it.
+        return ImageChops.invert(picture)
+    return picture
 
 
 def _upright(picture: Image) -> Image:
@@ -147,73 +162,50 @@ def check_size(data: bytes, limits: Limits = DEFAULT) -> None:
         )
 
 
-def _open(data: bytes) -> Image:
+def _open(data: bytes) -> ImageFile:
     """The header alone."""
     from PIL import Image, UnidentifiedImageError
 
     # Pillow's own limit warns at half of where it refuses, and warnings cannot be silenced for one thread: ours is the only one.
     Image.MAX_IMAGE_PIXELS = None
-    known = ", ".join(FORMATS)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        pass
+        raise _unread(data) from None
     except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise _damaged(error) from None
+        raise _damaged(error, data) from None
+
+
+def _unread(data: bytes) -> BadImage:
+    """By its name: a picture of another format, one of ours whose header is broken, or none at all."""
     if is_lfs_pointer(data):
         message_ko = "Git LFS 포인터 파일입니다. `git lfs pull`을 실행해 주세요."
-        raise BadImage(LFS_POINTER, f"this is {LFS_REASON}", message_ko, "Run `git lfs pull` and send the picture itself.")
-    other = _other_format(data)
-    if other:
-        message = f"{other} pictures are not read, only {known}"
-        raise BadImage("bad_format", message, f"{known} 이미지만 받을 수 있습니다.", f"Convert it to one of {known}.")
-    raise BadImage("not_an_image", f"this is no picture of a known format ({known})", "이미지 파일이 아닙니다.", f"Send a {known} file.")
+        return BadImage(LFS_POINTER, f"this is {LFS_REASON}", message_ko, "Run `git lfs pull` and send the picture itself.")
+    kind, known = formats.kind_of(data), ", ".join(FORMATS)
+    if kind is None or not kind.is_picture:
+        message = f"this is no picture ({known})" if kind is None else f"this is {kind.name}, no picture"
+        return BadImage("not_an_image", message, "이미지 파일이 아닙니다.", f"Send a {known} file.")
+    if kind.name in FORMATS:
+        return _damaged(ValueError(f"its {kind.name} header"), data)
+    return _bad_format(kind.name)
 
 
-def _damaged(error: Exception) -> BadImage:
+def _bad_format(name: str) -> BadImage:
+    korean = f"{name} 이미지는 읽을 수 없습니다. PNG나 JPEG로 변환해 주세요."
+    return BadImage("bad_format", f"this is a {name} picture, which is not read; convert it to PNG or JPEG", korean, _CONVERT)
+
+
+def _damaged(error: Exception, data: bytes = b"") -> BadImage:
+    if rare := formats.jpeg_kind(data) if data.startswith(b"\xff\xd8") else None:
+        return _bad_format(rare)
     message = f"the picture is cut off or damaged: {' '.join(str(error).split())[:100]}"
     return BadImage("truncated", message, "이미지 파일이 손상되었습니다.", "Send the whole file again.")
-
-
-def _other_format(data: bytes) -> str | None:
-    """The name of a format that we do not read; only the first bytes are looked at, nothing of it is parsed."""
-    signatures = {
-        b"GIF8": "GIF",
-        b"II*\x00": "TIFF",
-        b"MM\x00*": "TIFF",
-        b"8BPS": "PSD",
-        b"\x00\x00\x01\x00": "ICO",
-        b"%!PS": "EPS",
-        b"%PDF": "PDF",
-    }
-    for signature, name in signatures.items():
-        if data.startswith(signature):
-            return name
-    if data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
-        return "HEIF"
-    return "SVG" if b"<svg" in data[:1000].lower() else None
-
-
-def eight_bits(picture: Image) -> Image:
-    """16 bits and more scaled down to 8; others as they are."""
-    from PIL import Image
-
-    mode: Any = picture.mode
-    if not (mode.startswith("I") or mode == "F"):
-        return picture
-    import numpy as np
-
-    values = np.asarray(picture, np.float64)  # Pillow's own conversion clips at 255
-    top = 65535.0 if values.max(initial=0.0) > 255 or mode.startswith("I;16") else 255.0
-    return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
 
 
 def _rgb(picture: Image) -> Image:
     from PIL import Image
 
-    picture = eight_bits(picture)
-    mode: Any = picture.mode
-    if mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         whole = picture.convert("RGBA")
         white = Image.new("RGBA", whole.size, "white")
         white.alpha_composite(whole)

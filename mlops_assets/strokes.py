@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlops_assets.images import BadImage, eight_bits
+from mlops_assets.depth import eight_bits
+from mlops_assets.images import BadImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +103,7 @@ def _grey(picture: Image) -> Image:
     """As mode L. What is transparent shows the paper: under a drawn sheet its own colour, under bare strokes the opposite."""
     from PIL import Image
 
-    if not (picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info):
+    if not (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
         return picture.convert("L")
     grey, alpha = picture.convert("RGBA").convert("LA").split()
     if alpha.getextrema()[0] == 255:

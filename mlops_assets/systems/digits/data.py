@@ -20,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops_assets import crash, images, strokes
+from mlops_assets import crash, formats, images, strokes
 from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer
 from mlops_assets.images import BadImage, Limits
 from mlops_assets.ingest import accounts
@@ -56,7 +56,7 @@ ROW_REASONS: Final = {
     "too_large_file": "more bytes than a drawing may have",
     "not_an_image": "bytes that are no picture",
     LFS_POINTER: LFS_REASON,
-    "bad_format": "a picture of another format than JPEG, PNG, WEBP and BMP",
+    "bad_format": "a picture of a format that is not read",
     "too_many_pixels": "more pixels than a drawing may have",
     "truncated": "a picture that ends too early, or is damaged",
     "animated": "several frames",
@@ -86,7 +86,7 @@ FILE_REASONS: Final = {
 
 #: A drawing from a page has a few kilobytes.
 LIMITS: Final = Limits(max_bytes=1024**2, max_pixels=4_000_000)
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES: Final = formats.OTHER_SUFFIXES | formats.SUFFIXES.keys()
 MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_ROWS: Final = 100_000
 ROW_GROUP_ROWS: Final = 4_096

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images
 from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path
+from mlops_assets.formats import OTHER_SUFFIXES, SUFFIXES
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
@@ -55,7 +56,7 @@ ROW_REASONS: Final = {
     "too_large_file": "more bytes than a picture may have",
     "not_an_image": "bytes that are no picture",
     LFS_POINTER: LFS_REASON,
-    "bad_format": "a picture of another format than JPEG, PNG, WEBP and BMP",
+    "bad_format": "a picture of a format that is not read",
     "too_many_pixels": "more pixels than a picture may have",
     "truncated": "a picture that ends too early, or is damaged",
     "animated": "several frames",
@@ -66,17 +67,13 @@ ROW_REASONS: Final = {
     "in_other_split": "earlier versions have the picture in one split and its group in another",
 }
 FILE_REASONS: Final = {
-    "unexpected_file": "is neither a picture nor an index of configs/tires.yaml",
+    "unexpected_file": "has neither a picture's name nor that of an index of configs/tires.yaml",
     "empty_file": "holds no byte",
     "too_large_index": "is too large for an index",
     LFS_POINTER: f"is {LFS_REASON}",
     "not_json": "is not JSON in UTF-8",
     "wrong_shape": "has no list at annotation.data, or an empty one",
 }
-
-#: What a name promises -> what the bytes must be. Of the others it is known that they are pictures; decoding says why they are refused.
-SUFFIXES: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".dib": "BMP"}
-OTHER_SUFFIXES: Final = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".ico", ".svg"})
 
 MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_BYTES: Final = 64 * 1024**2
