@@ -422,7 +422,7 @@ def sweep(
     low, high = _learning_rates(learning_rate)
     given: dict[str, Any] = {"trials": trials, "model_types": model_type or [], "minutes": minutes, "prune": prune, "seed": seed}
     overrides = _typed(found, parameters)
-    chosen = _metric(system, metric or config.promotion.metric)
+    chosen = _metric(system, metric)
     # Asked twice, here and in the run: a bad value must not cost a run.
     planned = sweeping.plan(
         found, config, dataset_version=dataset_version, metric=chosen, learning_rate=(low, high), overrides=overrides, **given
@@ -562,14 +562,14 @@ def _known_version(settings: Settings, system: str, version: str) -> None:
 
 
 @app.command
-def stage(system: str, *, metric: str = "Loss", reason: str = "", as_json: Json = False) -> None:
-    """Make the best registered version by METRIC the candidate that the staging server serves."""
+def stage(system: str, *, metric: str = "", reason: str = "", as_json: Json = False) -> None:
+    """Make the best registered version by METRIC (default: promotion.metric) the candidate that the staging server serves."""
     _ledger_job(system, "stage", {"metric": _metric(system, metric), "reason": reason}, as_json)
 
 
 @app.command
-def produce(system: str, *, reason: str, metric: str = "Loss", version: int | None = None, as_json: Json = False) -> None:
-    """Promote the best registered version by METRIC (or --version N) to champion."""
+def produce(system: str, *, reason: str, metric: str = "", version: int | None = None, as_json: Json = False) -> None:
+    """Promote the best registered version by METRIC (default: promotion.metric), or --version N, to champion."""
     _ledger_job(system, "produce", {"metric": _metric(system, metric), "version": version, "reason": reason}, as_json)
 
 
@@ -580,9 +580,11 @@ def rollback(system: str, *, reason: str, to: int | None = None, as_json: Json =
 
 
 def _metric(system: str, name: str) -> str:
+    """The metric that was asked for, or `promotion.metric`, as the job's form names it."""
     from mlops_assets.lifecycle.report import label, metric_name
 
-    return label(metric_name(name, _system(system)[0].metrics))
+    found, config, _ = _system(system)
+    return label(metric_name(name or config.promotion.metric, list(found.choices(config.promotion.metric))))
 
 
 def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bool) -> None:

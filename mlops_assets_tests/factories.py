@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle import bundle, ledger
 from mlops_assets.lifecycle.registrar import Registrar, Registration
-from mlops_assets.lifecycle.report import ChampionScore, Report
+from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Report
 from mlops_assets.lifecycle.signing import ensure_key, load_signer
 from mlops_assets.settings import Settings, SystemConfig
 from mlops_assets.store import ObjectStore
@@ -122,6 +122,7 @@ class World:
                 "metrics": dict(metrics or GOOD),
                 "created_at": datetime.now(UTC),
                 "champion": compared,
+                "directions": CLASSIFIER,
             }
             return ledger.record_report(connection, Report(**{**values, **changes}), None, load_signer(self.settings))
 

@@ -114,8 +114,10 @@ def test_candidate_champion_archive_from_the_command_line(run, world, settings):
     assert code == 1 and "no registered version" in last, "refused: exit code 1, the reason on the last line"
     world.registered("v1", {**GOOD, "loss": 0.3, "f1": 0.82}, content="a")
     world.registered("v2", {**GOOD, "loss": 0.4, "f1": 0.92}, content="b")
-    code, out, _ = run("stage", "sentiment", "--metric", "F1")
-    assert code == 0 and "candidate of sentiment is v2 (v2)" in out
+    code, out, _ = run("stage", "sentiment")
+    assert code == 0 and "candidate of sentiment is v2 (v2)" in out and "best F1" in out, "promotion.metric, not the loss"
+    code, out, _ = run("stage", "sentiment", "--metric", "loss")
+    assert code == 0 and "candidate of sentiment is v1 (v1)" in out, "a control: by another metric it is another one"
     code, out, _ = run("produce", "sentiment", "--metric", "Loss", "--reason", "checked by hand", "--json")
     assert code == 0 and json.loads(out)["version"] == 1 and "checked by hand" in json.loads(out)["reason"]
     code, _, last = run("rollback", "sentiment", "--reason", "x", "--json")

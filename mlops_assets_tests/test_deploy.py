@@ -254,14 +254,18 @@ def test_ci_runs_what_developers_run():
 
 def test_the_forms_of_the_workflows_offer_what_the_platform_knows():
     from mlops_assets.lifecycle.jobs import metric_choices
+    from mlops_assets.settings import load_config
     from mlops_assets.systems.tires.training import SYSTEM
 
     def inputs(name):
         return yaml.safe_load((ROOT / ".github" / "workflows" / f"tires-{name}.yml").read_text())[True]["workflow_dispatch"]["inputs"]
 
+    metrics = [
+        metric.value for metric in metric_choices(SYSTEM, load_config(SYSTEM.config_type, "tires", ROOT / "configs").promotion.metric)
+    ]
     for name in ("stage", "produce"):
-        assert set(inputs(name)["eval_metric"]["options"]) == {metric.value for metric in metric_choices(SYSTEM)}
-        assert inputs(name)["eval_metric"]["default"] == "Loss"
+        assert set(inputs(name)["eval_metric"]["options"]) == set(metrics)
+        assert inputs(name)["eval_metric"]["default"] == metrics[0] == "F1"
     assert inputs("new-model")["model"]["options"] == list(SYSTEM.variants)
 
 

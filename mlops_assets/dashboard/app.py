@@ -21,7 +21,8 @@ from mlops_assets.systems import SYSTEMS
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-METRICS = ("F1", "Accuracy", "Precision", "Recall", "Loss")
+    from mlops_assets.lifecycle.system import ModelSystem
+
 EXAMPLES = {"sentiment": "다시 보고 싶은 영화\n별로에요", "hate_speech": "오늘 날씨가 좋다"}
 #: Systems that are asked with photos.
 OF_PHOTOS = frozenset({"tires", "digits"})
@@ -168,7 +169,10 @@ def manage(settings: Settings, system: str) -> None:
     }
     with st.form("manage"):
         action = st.selectbox("작업 / Action", list(actions), format_func=actions.__getitem__, key="action")
-        metric = st.selectbox("기준 지표 / By metric (stage, promote)", METRICS, key="metric")
+        metrics = _metrics(settings, system)
+        metric = st.selectbox(
+            "기준 지표 / By metric (stage, promote)", list(metrics), format_func=metrics.__getitem__, key=f"metric_{system}"
+        )
         version = st.number_input("버전 / Version (0: 자동 / automatic)", min_value=0, step=1, key="version")
         reason = st.text_input("사유 / Reason (recorded and signed)", key="reason")
         asked = st.form_submit_button("실행 / Run")
@@ -181,6 +185,18 @@ def manage(settings: Settings, system: str) -> None:
         st.error("사유를 입력하세요. / A reason is needed: it is signed into the ledger.")
         return
     _launch(settings, system, action, config(action, metric, int(version), reason))
+
+
+def _metrics(settings: Settings, system: str) -> dict[str, str]:
+    """What the system's models may be chosen by -> the same with its direction; `promotion.metric` first."""
+    from importlib import import_module
+
+    from mlops_assets.lifecycle.report import label, way
+    from mlops_assets.settings import load_config
+
+    found: ModelSystem = import_module(f"mlops_assets.systems.{system}.training").SYSTEM
+    config = load_config(found.config_type, system, settings.configs)
+    return {label(name): f"{label(name)} ({way(direction)})" for name, direction in found.choices(config.promotion.metric).items()}
 
 
 def _may_not_write(settings: Settings) -> str:

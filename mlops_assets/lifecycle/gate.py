@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from mlops_assets.lifecycle.report import LESS_IS_BETTER, ChampionScore, Report, better, label
+from mlops_assets.lifecycle.report import ChampionScore, Report, better, label
 
 Outcome = Literal["refused", "registered", "promoted"]
 
@@ -76,8 +76,8 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
     compared = report.champion
     beside = f" (champion {compared.metrics[policy.metric]:.3f})" if compared and policy.metric in compared.metrics else ""
     for metric, threshold in policy.thresholds.items():
-        if not better(metric, report.metrics[metric], threshold) >= 0:  # a NaN is below everything
-            sign = ">" if metric in LESS_IS_BETTER else "<"
+        if not better(report.directions[metric], report.metrics[metric], threshold) >= 0:  # a NaN is below everything
+            sign = ">" if report.directions[metric] == "less" else "<"
             shown = beside if metric == policy.metric else ""
             return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")
     fallen = _fallen(report, champion, policy)
@@ -119,6 +119,13 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
             )
         if not math.isfinite(value):
             return Verdict("refused", "not_a_number", f"{label(metric)} is {value}, not a number")
+        if metric not in report.directions:
+            known = ", ".join(f"{name} ({way})" for name, way in sorted(report.directions.items()))
+            return Verdict(
+                "refused",
+                "unknown_direction",
+                f"nobody says whether more or less {label(metric)} is better: {report.system} must declare it; known are {known or 'none'}",
+            )
     return None
 
 
@@ -133,9 +140,9 @@ def _fallen(report: Report, champion: ChampionScore | None, policy: Policy) -> V
     falls = []
     for metric, allowed in policy.max_fall.items():
         before, now = theirs.metrics.get(metric, math.nan), report.metrics[metric]
-        fall = -better(metric, now, before)
+        fall = -better(report.directions[metric], now, before)
         if not fall <= allowed + ROUNDING and math.isfinite(before):
-            sign = "+" if metric in LESS_IS_BETTER else "-"
+            sign = "+" if report.directions[metric] == "less" else "-"
             sentence = (
                 f"{label(metric)} {now:.4f}, {sign}{fall:.4f} against the champion's {before:.4f}; it may change by {allowed:g} at most"
             )
@@ -148,7 +155,7 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
     threshold = policy.thresholds.get(policy.metric)
     passed = f"{label(policy.metric)} {value:.3f}"
     if threshold is not None:
-        passed += f" {'<=' if policy.metric in LESS_IS_BETTER else '>='} {threshold:.3f}"
+        passed += f" {'<=' if report.directions[policy.metric] == 'less' else '>='} {threshold:.3f}"
 
     def registered(code: str, why: str) -> Verdict:
         return Verdict("registered", code, f"{passed}, {why}")
@@ -170,6 +177,6 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
             return registered("champion_unmeasured", f"the champion's {label(metric)} is {theirs}")
     theirs = compared.metrics[policy.metric]
     against = f"champion {theirs:.3f}" + (f", p {compared.p_value:.2g}" if compared.p_value is not None else "")
-    if better(policy.metric, value, theirs) <= policy.min_improvement:
+    if better(report.directions[policy.metric], value, theirs) <= policy.min_improvement:
         return registered("not_better", f"not better than the champion by more than {policy.min_improvement:g} ({against})")
     return Verdict("promoted", "better", f"{passed}, better than the champion ({against})")

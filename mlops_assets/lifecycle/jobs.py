@@ -21,7 +21,7 @@ from mlops_assets.lifecycle.assets import (
     refusal,
     sweep_event,
 )
-from mlops_assets.lifecycle.report import label
+from mlops_assets.lifecycle.report import label, way
 from mlops_assets.lifecycle.system import ModelSystem
 from mlops_assets.settings import SettingsError, SystemConfig
 
@@ -34,17 +34,23 @@ if TYPE_CHECKING:
 MODEL_LAYERS = ("trained_model", "evaluation_report", "registered_model")
 
 
-def metric_choices(system: ModelSystem) -> type[Enum]:
-    """What a model of `system` may be chosen by, as the launchpad offers it."""
+def metric_choices(system: ModelSystem, default: str) -> type[Enum]:
+    """What a model of `system` may be chosen by, as the launchpad offers it; the first is the default."""
     make: Any = Enum  # as a plain call: mypy knows only literal names
-    return cast(type[Enum], make("Metric", {label(name): label(name) for name in system.metrics}))
+    return cast(type[Enum], make("Metric", {label(name): label(name) for name in system.choices(default)}))
 
 
-def _choosing(name: str, system: ModelSystem, korean: str, **more: Any) -> type[dg.Config]:
+def metric_field(system: ModelSystem, default: str, said: str) -> tuple[type[Enum], Any]:
+    """The form's field in which a metric is chosen: the system's own, `default` (`promotion.metric`) unless another is, with directions."""
+    metrics = metric_choices(system, default)
+    ways = ", ".join(f"{label(name)}: {way(direction)}" for name, direction in system.choices(default).items())
+    return metrics, Field(default=next(iter(metrics)), description=f"{said} ({ways})")
+
+
+def _choosing(name: str, system: ModelSystem, config: SystemConfig, korean: str, **more: Any) -> type[dg.Config]:
     """The form of a job that chooses the best registered version by a metric."""
-    metrics = metric_choices(system)
-    described = Field(default=next(iter(metrics)), description=f"Choose it by this metric. / {korean}")
-    return create_model(name, __base__=dg.Config, metric=(metrics, described), **more)
+    metric = metric_field(system, config.promotion.metric, f"Choose it by this metric. / {korean}")
+    return create_model(name, __base__=dg.Config, metric=metric, **more)
 
 
 class RollbackConfig(dg.Config):
@@ -117,8 +123,6 @@ SWEEP_SECONDS = 24 * 3600
 
 def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
     """The launchpad's form of `<system>_sweep`: what is searched, then parameters that all trials share."""
-    metrics = metric_choices(system)
-    default = next((metric for metric in metrics if metric.value == label(config.promotion.metric)), next(iter(metrics)))
     types = (
         f"Models to choose from; empty: all ({', '.join(system.variants)})." if len(system.variants) > 1 else "Empty: the configured model."
     )
@@ -128,7 +132,7 @@ def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
         "Sweep",
         shared,
         trials=(int, Field(default=10, description="Trials in all, those of an earlier run of the same sweep included. / 시도 횟수")),
-        metric=(metrics, Field(default=default, description="The figure on validation that is optimised. / 최적화할 지표")),
+        metric=metric_field(system, config.promotion.metric, "The figure on validation that is optimised. / 최적화할 지표"),
         model_types=(list[str], Field(default=[], description=types)),
         learning_rate_low=(float | None, Field(default=None, description="Least learning rate; empty: a tenth of the configured one.")),
         learning_rate_high=(float | None, Field(default=None, description="Greatest learning rate; empty: ten times the configured one.")),
@@ -183,10 +187,13 @@ def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callabl
 def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Callable[[], "Platform"]) -> list[dg.JobDefinition]:
     name = system.name
     why = "Why; recorded and signed."
-    stage_form = _choosing("Stage", system, "어떤 지표를 기준으로 스테이지 하시겠습니까?", reason=(str, Field(default="", description=why)))
+    stage_form = _choosing(
+        "Stage", system, config, "어떤 지표를 기준으로 스테이지 하시겠습니까?", reason=(str, Field(default="", description=why))
+    )
     produce_form = _choosing(
         "Produce",
         system,
+        config,
         "어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?",
         version=(int | None, Field(default=None, description="Promote this registered version instead of the best one.")),
         reason=(str, Field(description=why)),

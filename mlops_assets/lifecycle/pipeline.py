@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets import sources
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
-from mlops_assets.lifecycle.report import ChampionScore, Report, label
+from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of, label
 from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import Settings, SystemConfig, canonical, git_commit
@@ -358,6 +358,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         champion=compared,
         slices=dict(evaluation.slices),
         tables=dict(evaluation.tables),
+        directions=directions_of(system.directions, evaluation.metrics),
     )
     with platform.engine.begin() as connection:
         report_id = ledger.record_report(connection, report, run_id, signer)

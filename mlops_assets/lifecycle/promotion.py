@@ -6,12 +6,14 @@ Belongs here: reading and verifying. Writing is the registrar's alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_assets.lifecycle.bundle import File, Files
+from mlops_assets.lifecycle.report import CLASSIFIER, Direction
 from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.lifecycle.signing import verify as verify_signature
 
@@ -46,6 +48,11 @@ class Receipt:
     @property
     def metrics(self) -> dict[str, float]:
         return dict(self.body["metrics"])
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Which way each metric is better, as its report said."""
+        return self.body.get("directions") or CLASSIFIER
 
 
 @dataclass(frozen=True)

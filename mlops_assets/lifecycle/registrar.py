@@ -110,14 +110,14 @@ class Registrar:
         found = [receipt for receipt in promotion.receipts(connection, self.system) if self._is_genuine(receipt)]
         if not found:
             raise Refused(f"{self.system} has no registered version: train one with `mlops train {self.system} --dataset-version V`")
-        name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics}))
-        passing = [r for r in found if name in r.metrics and self._below(r) is None]
+        name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics if known in receipt.directions}))
+        passing = [r for r in found if name in r.metrics and name in r.directions and self._below(r) is None]
         if not passing:
             raise Refused(f"no registered version of {self.system} meets register_threshold as it is now: {self._below(found[0])}")
         # Versions that were measured on the same rows as the newest one come first: only those figures compare.
-        newest = max(passing, key=lambda r: r.version).body["holdout_sha256"]
-        comparable = [r for r in passing if r.body["holdout_sha256"] == newest] or passing
-        chosen = max(comparable, key=lambda r: (better(name, r.metrics[name], 0.0), r.version))
+        newest = max(passing, key=lambda r: r.version)
+        comparable = [r for r in passing if r.body["holdout_sha256"] == newest.body["holdout_sha256"]]
+        chosen = max(comparable, key=lambda r: (better(newest.directions[name], r.metrics[name], 0.0), r.version))
         return chosen, name, chosen.metrics[name]
 
     def stage(self, metric: str | None = None, reason: str = "", *, version: int | None = None) -> Promotion:
@@ -211,7 +211,10 @@ class Registrar:
     def _below(self, receipt: Receipt) -> str | None:
         for metric, threshold in self.policy.thresholds.items():
             value = receipt.metrics.get(metric)
-            if value is None or not better(metric, value, threshold) >= 0:
+            direction = receipt.directions.get(metric)
+            if value is not None and direction is None:
+                return f"nobody says whether more or less {label(metric)} of v{receipt.version} is better: train and register it again"
+            if value is None or direction is None or not better(direction, value, threshold) >= 0:
                 shown = "none" if value is None else f"{value:.3f}"
                 return f"v{receipt.version} has {label(metric)} {shown}, the threshold is {threshold:.3f}"
         return None
@@ -318,6 +321,7 @@ class Registrar:
             "report_id": report_id,
             "report_sha256": report.sha256,
             "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
+            "directions": dict(report.directions),
             "rows": report.rows,
             "thresholds": dict(self.policy.thresholds),
             **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 from mlops_assets.settings import canonical
 
 #: What every classifier reports, and people choose a model by.
 METRICS = ("loss", "accuracy", "f1", "recall", "precision")
-#: Metrics of which less is better; of all others more is.
-LESS_IS_BETTER = frozenset(
-    {"loss", "ece", "mae", "rmse", "mse", "false_flag_rate", "missed_defects", "asked", "codes_asked", "canary_changed"}
-)
+
+#: Whether more or less of a metric is better. The system that reports it says so: `ModelSystem.directions`.
+Direction = Literal["more", "less"]
+#: Those of what `training/metrics.py` finds of every classifier. A receipt from before directions were recorded is read with these.
+CLASSIFIER: Mapping[str, Direction] = {
+    "loss": "less",
+    "accuracy": "more",
+    "f1": "more",
+    "recall": "more",
+    "precision": "more",
+    "ece": "less",
+}
 
 
 class UnknownMetric(ValueError):
@@ -40,9 +49,23 @@ def metric_name(name: str, known: Sequence[str]) -> str:
     raise UnknownMetric(f"unknown metric {name!r}: choose one of {', '.join(sorted(known))}")
 
 
-def better(metric: str, value: float, than: float) -> float:
-    """How much better `value` is than `than`, in the metric's own direction (negative: worse)."""
-    return than - value if metric in LESS_IS_BETTER else value - than
+def better(direction: Direction, value: float, than: float) -> float:
+    """How much better `value` is than `than` (negative: worse)."""
+    return than - value if direction == "less" else value - than
+
+
+def directions_of(declared: Mapping[str, Direction], metrics: Iterable[str]) -> dict[str, Direction]:
+    """The directions of `metrics` as declared: by name, or by a family such as `recall_*`. What nobody declared is left out."""
+
+    def found(metric: str) -> Direction | None:
+        return declared.get(metric) or next((declared[family] for family in declared if fnmatchcase(metric, family)), None)
+
+    return {metric: direction for metric in metrics if (direction := found(metric)) is not None}
+
+
+def way(direction: Direction) -> str:
+    """How people are told which way a metric is better."""
+    return f"{direction} is better"
 
 
 def label(metric: str) -> str:
@@ -63,7 +86,7 @@ class ChampionScore:
 
 @dataclass(frozen=True)
 class Report:
-    """`metrics` as measured, NaN included; `created_at` is aware UTC."""
+    """`metrics` as measured, NaN included; `directions`: which way each is better, as the system says; `created_at` is aware UTC."""
 
     system: str
     variant: str
@@ -78,6 +101,7 @@ class Report:
     champion: ChampionScore | None = None
     slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    directions: Mapping[str, Direction] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinities, which JSON has not, as the strings `nan`, `inf`, `-inf`."""

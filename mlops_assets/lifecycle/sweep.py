@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle import pipeline
-from mlops_assets.lifecycle.report import LESS_IS_BETTER, UnknownMetric, better, label, metric_name
+from mlops_assets.lifecycle.report import UnknownMetric, better, label, metric_name
 from mlops_assets.lifecycle.system import CleanedTable, ModelSystem, Picture, TrainContext
 from mlops_assets.settings import SettingsError, SystemConfig, canonical, git_commit
 from mlops_assets.tracking import TrackedRun
@@ -99,7 +99,7 @@ def plan(
     known = [pipeline.parameters_of(system, config, *candidate) for candidate in _candidates(system, model_types, overrides)]
     return Plan(
         dataset_version=dataset_version,
-        metric=metric_name(metric or config.promotion.metric, system.metrics),
+        metric=metric_name(metric or config.promotion.metric, list(system.choices(config.promotion.metric))),
         trials=trials,
         space=tuning.Space(tuple(model_types), _range(learning_rate, [float(values["learning_rate"]) for values in known])),
         seed=config.project.seed if seed is None else seed,
@@ -140,7 +140,7 @@ def run(
         SettingsError: no trial ran to its end.
     """
     database_url = platform.settings.require("database_url")
-    direction: Any = "minimize" if planned.metric in LESS_IS_BETTER else "maximize"
+    direction: Any = "minimize" if system.direction_of(planned.metric) == "less" else "maximize"
     with pipeline.scratch_folder(platform.settings) as scratch:
         table = system.open_table(platform.store, platform.engine, planned.dataset_version, scratch / "table")
         name = study_name(system, config, planned, table)
@@ -292,7 +292,8 @@ class _Sweep:
 
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         # `max` keeps the first of equals: the weights on the disk do not change for nothing.
-        best = max(complete, key=lambda trial: better(self.plan.metric, float(trial.value or 0.0), 0.0), default=None)
+        direction = self.system.direction_of(self.plan.metric)
+        best = max(complete, key=lambda trial: better(direction, float(trial.value or 0.0), 0.0), default=None)
         return best.number if best else None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -325,7 +326,7 @@ class _Sweep:
             rows=rows,
             best=row,
             command=train_command(self.system.name, self.plan.dataset_version, given),
-            pictures=_pictures(rows, self.plan),
+            pictures=_pictures(rows, self.plan, less_is_better=self.system.direction_of(self.plan.metric) == "less"),
             link=self.parent.link,
         )
 
@@ -344,12 +345,12 @@ def sentence(row: Mapping[str, Any], planned: Plan) -> str:
     return f"trial {row['trial']}: {', '.join(tried)}: {row['state']}{value}" + (f" ({row['why']})" if row["why"] else "")
 
 
-def _pictures(rows: Sequence[Mapping[str, Any]], planned: Plan) -> list[Picture]:
+def _pictures(rows: Sequence[Mapping[str, Any]], planned: Plan, *, less_is_better: bool) -> list[Picture]:
     from mlops_assets.training import plots
 
     axes = [name for name in ("model_type", "learning_rate") if name == "learning_rate" or planned.space.model_types]
-    less = planned.metric in LESS_IS_BETTER
+    shown = planned.metric, label(planned.metric)
     return [
-        Picture("parallel_coordinates", plots.parallel_coordinates(rows, axes, planned.metric, label(planned.metric), less_is_better=less)),
-        Picture("optimisation_history", plots.optimisation_history(rows, planned.metric, label(planned.metric), less_is_better=less)),
+        Picture("parallel_coordinates", plots.parallel_coordinates(rows, axes, *shown, less_is_better=less_is_better)),
+        Picture("optimisation_history", plots.optimisation_history(rows, *shown, less_is_better=less_is_better)),
     ]

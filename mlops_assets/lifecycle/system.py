@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlops_assets.lifecycle.report import METRICS
+from mlops_assets.lifecycle.report import CLASSIFIER, METRICS, Direction, UnknownMetric, directions_of
 from mlops_assets.settings import SettingsError, SystemConfig
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ class ModelSystem:
         loaded_by_name: the modules that a training of a variant imports by a name put together while it runs: what `train`'s own module
             imports is the variant's code version, and these, which cannot be seen there.
         aliases: other names of variants, as users know them.
-        metrics: what a model may be chosen by, see `lifecycle/report.py`; the first is the default.
+        metrics: what a model may be chosen by. Which is the default, `promotion.metric` says.
+        directions: of every figure that `evaluate` reports, whether more or less of it is better; `recall_*` names a family. What is not
+            named decides nothing: the gate refuses it.
         from_champion: those variants that go on from the champion's weights; without a champion whose data theirs extends they are skipped.
     """
 
@@ -147,8 +149,20 @@ class ModelSystem:
     variants: Sequence[str] = ("",)
     aliases: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[str] = METRICS
+    directions: Mapping[str, Direction] = field(default_factory=lambda: CLASSIFIER)
     from_champion: Sequence[str] = ()
     loaded_by_name: Callable[[str], Sequence[str]] = lambda variant: ()
+
+    def direction_of(self, metric: str) -> Direction:
+        """Whether more or less of `metric` is better. Raises UnknownMetric: the system does not say."""
+        found = directions_of(self.directions, [metric])
+        if not found:
+            raise UnknownMetric(f"{self.name} does not say whether more or less {metric} is better: declare it in its `directions`")
+        return found[metric]
+
+    def choices(self, default: str) -> dict[str, Direction]:
+        """What a model may be chosen by, each with its direction: `default`, which is `promotion.metric`, first. Raises UnknownMetric."""
+        return {metric: self.direction_of(metric) for metric in dict.fromkeys((default.lower(), *self.metrics))}
 
     def variant_of(self, name: str) -> str:
         """The variant that users mean by `name`.

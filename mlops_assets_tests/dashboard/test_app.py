@@ -159,6 +159,17 @@ def test_a_run_that_could_not_be_started_says_so(world, monkeypatch):
     assert not any("still running" in info.value for info in page.info)
 
 
+def test_metrics_are_the_systems_own_with_their_directions(world):
+    """promotion.metric stands first; digits are chosen by whole codes."""
+    page = opened()
+    offered = page.selectbox(key="metric_sentiment").options
+    assert offered[0] == "F1 (more is better)" and "Loss (less is better)" in offered
+    page.sidebar.selectbox[0].select("digits").run()
+    assert not page.exception
+    assert page.selectbox(key="metric_digits").options[0] == "Code_success (more is better)"
+    assert page.selectbox(key="metric_digits").value == "Code_success"
+
+
 def test_a_button_fills_in_the_launchpads_form():
     assert config("stage", "F1", 0, "") == {"metric": "F1", "reason": ""}
     assert config("produce", "F1", 3, "why") == {"metric": "F1", "version": 3, "reason": "why"}

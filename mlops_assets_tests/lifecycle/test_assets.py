@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from mlops_assets.lifecycle import history, ledger, pipeline, promotion
-from mlops_assets.lifecycle.report import Report
+from mlops_assets.lifecycle.report import Report, UnknownMetric
 from mlops_assets.lifecycle.signing import KeyProblem, load_signer, rotate_key
 from mlops_assets.settings import SettingsError, canonical
 from mlops_assets.tracking import Tracking
@@ -250,7 +250,7 @@ def test_stage_produce_and_rollback_are_jobs(world, platform, instance):
             instance=instance, run_config={"ops": {f"toy_{name}_op": {"config": config}}}, raise_on_error=False
         )
 
-    assert ledger_job("stage", metric="F1").success
+    assert ledger_job("stage").success
     assert ledger_job("produce", metric="Loss", reason="best").success and runs.champion() == (2, "v2")
     refused = ledger_job("rollback", reason="none before")
     assert not refused.success and runs.outcome(refused) == "refused"
@@ -258,7 +258,19 @@ def test_stage_produce_and_rollback_are_jobs(world, platform, instance):
     assert ledger_job("rollback", reason="worse").success and runs.champion() == (2, "v2")
     assert runs.materialized("champion") == ["v1", "v2"]
     with world.engine.connect() as connection:
-        assert connection.execute(text("SELECT count(*) FROM promotion WHERE channel = 'candidate'")).scalar_one() == 1
+        staged = connection.execute(text("SELECT reason FROM promotion WHERE channel = 'candidate'")).scalar_one()
+    assert staged == "best F1 0.900", "empty: promotion.metric"
+
+
+def test_forms_offer_the_systems_metrics_with_their_directions():
+    from mlops_assets.lifecycle.jobs import metric_field
+    from mlops_assets.systems.digits.training import SYSTEM
+
+    metrics, described = metric_field(SYSTEM, "code_success", "Choose it by this metric.")
+    assert described.default == metrics("Code_success")
+    assert "Code_success: more is better, Loss: less is better" in described.description
+    with pytest.raises(UnknownMetric, match="mape"):
+        metric_field(SYSTEM, "mape", "")
 
 
 def test_training_again_with_other_parameters_is_a_new_attempt(world, platform, instance):

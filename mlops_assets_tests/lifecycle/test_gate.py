@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
-from mlops_assets.lifecycle.report import ChampionScore, Report, UnknownMetric, metric_name
+from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Report, UnknownMetric, directions_of, metric_name
 from mlops_assets_tests.factories import config_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -28,6 +28,7 @@ REPORT = Report(
     rows=100,
     metrics={"f1": 0.861, "accuracy": 0.86, "loss": 0.4},
     created_at=NOW,
+    directions=CLASSIFIER,
 )
 
 
@@ -107,6 +108,31 @@ def test_metric_names_as_people_write_them():
     assert [metric_name(name, known) for name in ("F1", "F1_Score", "Loss", "accuracy")] == ["f1", "f1", "loss", "accuracy"]
     with pytest.raises(UnknownMetric, match="choose one of accuracy, f1, loss"):
         metric_name("AUC", known)
+
+
+def test_a_metric_whose_direction_nobody_declared_is_refused():
+    """`mape 5.0 >= 0.2` is no good forecast: unknown, more of it was taken to be better."""
+    report = replace(REPORT, metrics=REPORT.metrics | {"mape": 5.0})
+    for policy in (Policy({"mape": 0.2}, "mape"), Policy({"f1": 0.85, "mape": 0.2}, "f1"), Policy({"f1": 0.85}, "mape")):
+        verdict = decide(report, None, policy, SUBJECT)
+        assert (verdict.outcome, verdict.code) == ("refused", "unknown_direction") and "Mape" in verdict.sentence
+    falls = decide(replace(report, champion=CHAMPION), CHAMPION, replace(POLICY, max_fall={"mape": 0.1}), SUBJECT)
+    assert (falls.outcome, falls.code) == ("refused", "unknown_direction")
+    declared = replace(report, directions={**CLASSIFIER, "mape": "less"})
+    assert decide(declared, None, Policy({"mape": 0.2}, "mape"), SUBJECT).sentence == "Mape 5.000 > 0.200"
+    assert decide(declared, None, Policy({"mape": 5.0}, "mape"), SUBJECT).outcome == "promoted", "a control"
+
+
+def test_directions_are_those_of_the_system_that_reports_not_of_a_name():
+    """What one system counts as good another may count as bad: here more of `loss` is better, as of a shop that reports its margin."""
+    odd = replace(REPORT, metrics={"loss": 5.0}, directions={"loss": "more"})
+    assert decide(odd, None, Policy({"loss": 0.2}, "loss"), SUBJECT).outcome == "promoted"
+    assert decide(replace(odd, directions={"loss": "less"}), None, Policy({"loss": 0.2}, "loss"), SUBJECT).outcome == "refused"
+
+
+def test_a_family_of_metrics_is_declared_once():
+    declared = {"recall_*": "more", "recall_of_spam": "less"}
+    assert directions_of(declared, ["recall_1", "recall_of_spam", "precision"]) == {"recall_1": "more", "recall_of_spam": "less"}
 
 
 # --- what may not fall against the champion ---------------------------------------------------------------------------------------

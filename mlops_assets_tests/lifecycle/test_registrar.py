@@ -181,6 +181,18 @@ def test_selection_is_by_the_metric_and_its_direction(world):
         world.registrar(manual).stage("BLEU")
 
 
+def test_selection_goes_by_the_directions_that_the_system_reported(world):
+    """Here a greater loss is the better one: the receipt says so, and nobody's table of names says otherwise."""
+    manual = config_of(mode="manual")
+    for name, loss in (("a", 0.3), ("b", 0.4)):
+        attempt = world.attempt(content=name)
+        report = world.report(attempt, {**GOOD, "loss": loss, "mape": loss}, directions={"f1": "more", "accuracy": "more", "loss": "more"})
+        assert world.registrar(manual).register(attempt.id, report).receipt is not None
+    assert world.registrar(manual).stage("loss").version == 2
+    with pytest.raises(UnknownMetric, match="choose one of accuracy, f1, loss"):
+        world.registrar(manual).stage("mape")
+
+
 def test_a_raised_threshold_holds_for_promotions_by_hand(world):
     manual, strict = config_of(mode="manual"), config_of(mode="manual", threshold=0.95)
     world.registered(config=manual)

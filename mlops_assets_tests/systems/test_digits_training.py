@@ -24,7 +24,7 @@ from mlops_assets.lifecycle.bundle import files_of
 from mlops_assets.lifecycle.gate import Subject, decide
 from mlops_assets.lifecycle.pipeline import code_version
 from mlops_assets.lifecycle.registrar import policy_of
-from mlops_assets.lifecycle.report import ChampionScore, Report
+from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
 from mlops_assets.systems.digits import canary, data, simulate, training
@@ -277,7 +277,9 @@ GOOD = {
 def verdict(champion: Mapping[str, float] | None = None, **changed: float) -> tuple[str, str]:
     """Of a report with these figures against a champion with those, by the policy of configs/digits.yaml."""
     of_champion = None if champion is None else ChampionScore(1, "c" * 64, "v0", champion)
-    report = Report("digits", "anew", "v1", 1, "b" * 64, "m", "h", 100, GOOD | changed, NOW, champion=of_champion)
+    metrics = GOOD | changed
+    directions = directions_of(training.SYSTEM.directions, metrics)
+    report = Report("digits", "anew", "v1", 1, "b" * 64, "m", "h", 100, metrics, NOW, champion=of_champion, directions=directions)
     found = decide(report, of_champion, policy_of(config()), Subject(1, "b" * 64, "m", NOW))
     return found.outcome, found.sentence
 

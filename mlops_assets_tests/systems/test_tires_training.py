@@ -21,7 +21,7 @@ import pytest
 from mlops_assets.lifecycle.bundle import files_of
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
 from mlops_assets.lifecycle.pipeline import code_version
-from mlops_assets.lifecycle.report import Report
+from mlops_assets.lifecycle.report import Report, directions_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
 from mlops_assets.sources import imported
@@ -319,7 +319,9 @@ def verdict_on(trained: Trained, context: TrainContext, folder: Path) -> str:
     training.export(trained, context, folder)
     found = training.evaluate(folder, context.table, 1)
     now = datetime.now(UTC)
-    report = Report("tires", "cnn", "v1", 1, "b", "m", found.holdout_sha256, found.rows, {**found.metrics, "accuracy": 1.0}, now)
+    metrics = {**found.metrics, "accuracy": 1.0}
+    directions = directions_of(training.SYSTEM.directions, metrics)
+    report = Report("tires", "cnn", "v1", 1, "b", "m", found.holdout_sha256, found.rows, metrics, now, directions=directions)
     return decide(report, None, Policy(context.config.register_threshold, "f1"), Subject(1, "b", "m", now)).outcome
 
 

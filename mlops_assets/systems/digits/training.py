@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.lifecycle.report import METRICS
+from mlops_assets.lifecycle.report import CLASSIFIER, METRICS
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.digits.config import (
     LABELS,
@@ -451,5 +451,15 @@ SYSTEM = ModelSystem(
     parameter_names=PARAMETER_NAMES,
     variants=VARIANTS,
     metrics=(*METRICS, "code_success"),
+    directions={
+        **CLASSIFIER,
+        "*_accuracy": "more",
+        "recall_*": "more",
+        "worst_digit_recall": "more",
+        "code_success*": "more",
+        "asked": "less",
+        "codes_asked": "less",
+        "canary_changed": "less",
+    },
     from_champion=("from_champion",),
 )

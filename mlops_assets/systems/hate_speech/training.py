@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.lifecycle.report import METRICS
+from mlops_assets.lifecycle.report import CLASSIFIER, METRICS
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.hate_speech.config import JOINT, VARIANTS, DatasetSection, HateSpeechConfig, ModelSection
 from mlops_assets.training.config import BERT_PARAMETERS, chosen, flat, override, unflat, valid
@@ -342,5 +342,6 @@ SYSTEM = ModelSystem(
     parameter_names=BERT_PARAMETERS,
     variants=VARIANTS,
     metrics=(*METRICS, "lrap"),
+    directions={**CLASSIFIER, "lrap": "more", "micro_f1": "more", "f1_*": "more", "false_flag_rate": "less"},
     from_champion=("from_champion",),
 )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.lifecycle.report import CLASSIFIER
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import SettingsError
 from mlops_assets.systems.tires import models
@@ -434,4 +435,5 @@ SYSTEM = ModelSystem(
     loaded_by_name=lambda variant: (models.module_of(variant),),
     variants=VARIANTS,
     aliases=ALIASES,
+    directions={**CLASSIFIER, "missed_defects": "less", REACHED: "more"},
 )
