@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -386,14 +387,31 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a mapping has each key once: PyYAML keeps the last one and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, yaml.Node] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node)
+            key = unicodedata.normalize("NFC", key).strip() if isinstance(key, str) else key
+            before = first.setdefault(key, key_node)
+            if before is not key_node:
+                problem = f"the key {key!r} is there twice, the first time in line {before.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping.
 
     Raises:
-        SettingsError: missing, not UTF-8, not YAML (with line and column) or not a mapping.
+        SettingsError: missing, not UTF-8, not YAML (with line and column), a key twice, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Yaml)
     except FileNotFoundError:
         raise SettingsError(f"{path} does not exist. Copy it from the repository's configs/, or set MLOPS_CONFIGS.") from None
     except UnicodeDecodeError as error:

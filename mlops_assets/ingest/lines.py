@@ -17,6 +17,7 @@ from mlops_assets.files import LFS_POINTER, is_lfs_pointer
 from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected
 from mlops_assets.lifecycle import dataset
+from mlops_assets.unambiguous import named_twice
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -253,13 +254,15 @@ def _opened(lines: Iterator[bytes | Rejected], reader: Reader) -> Parse | Reject
         return Rejected("empty_file", "0 bytes")
     if isinstance(header, Rejected):
         return Rejected("wrong_columns", f"the first line is longer than the limit: {header.excerpt}")
-    if header.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if header.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in header:
         return Rejected("not_utf8", "it is UTF-16: save it as UTF-8 and land it as a new version")
     header = header.removeprefix(b"\xef\xbb\xbf")
     try:
-        header.decode("utf-8")
+        columns = header.decode("utf-8").split("\t")
     except UnicodeDecodeError:
         return Rejected("not_utf8", excerpt(header))
+    if twice := named_twice(columns):
+        return Rejected("wrong_columns", excerpt(twice.encode()))
     return reader.open(header)
 
 

@@ -13,12 +13,13 @@ import io
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from mlops_assets.unambiguous import loads, named_twice
 
 if TYPE_CHECKING:
     import gspread
@@ -76,8 +77,8 @@ def table_of(grid: Iterable[Sequence[Any]], name: str, required: Sequence[str] =
         raise SheetError(
             f"{name}: column {column} has no name in row 1. The first row must name every column. / 첫 행은 열 이름이어야 합니다."
         )
-    if twice := [column for column, count in Counter(header).items() if count > 1]:
-        raise SheetError(f"{name}: the column {', '.join(twice)} is there twice in row 1. Rename or remove one. / 중복된 열이 있습니다.")
+    if twice := named_twice(header):
+        raise SheetError(f"{name}: in row 1 {twice} / 중복된 열이 있습니다.")
     if missing := [column for column in required if column not in header]:
         raise SheetError(
             f"{name} has no column {', '.join(missing)}; row 1 has {', '.join(header)[:300]}. Put the header back, or name the columns "
@@ -408,7 +409,7 @@ def load(data: bytes, name: str, required: Sequence[str] = ()) -> Table:
         SheetError: it is something else.
     """
     try:
-        header, *rows = [json.loads(line) for line in data.decode("utf-8").split("\n")[:-1]]
+        header, *rows = [loads(line) for line in data.decode("utf-8").split("\n")[:-1]]
         table = Table(tuple(header), tuple((number, tuple(cells)) for number, cells in rows))
     except (ValueError, TypeError):
         raise SheetError(f"{name} is not a sheet as `mlops` keeps it: land it as CSV") from None

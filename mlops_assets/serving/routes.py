@@ -38,6 +38,7 @@ from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
 from mlops_assets.strokes import MOST_DIGITS
+from mlops_assets.unambiguous import loads
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -587,7 +588,7 @@ def _without(name: str, fix: str) -> ApiError:
 def _object(body: bytes, fix: str, wanted: str = "labels") -> dict[str, Any]:
     """A JSON body that is an object. Raises ApiError."""
     try:
-        content = json.loads(body.decode("utf-8"))
+        content = loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
     except (ValueError, RecursionError) as error:

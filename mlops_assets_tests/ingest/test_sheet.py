@@ -155,7 +155,7 @@ def test_a_service_that_is_away_is_a_sentence(google: GoogleSheet) -> None:
         ([["시도명", "배출장소"]], "no row below"),
         ([["시도명", "", "배출장소"], ["a", "b", "c"]], "column 2 has no name"),
         ([[], ["a"]], "column 1 has no name"),
-        ([["시도명", "시도명"], ["a", "b"]], "시도명 is there twice"),
+        ([["시도명", "시도명"], ["a", "b"]], "columns 1 and 2 have one name: '시도명'"),
         ([["배출장소"], ["a"]], "no column 시도명"),
     ],
 )

@@ -45,6 +45,7 @@ def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
         (post(b'{"inputs": ["x"]}', "nothing"), 404, "unknown_system", "system"),
         (post(b'{"inputs": ["x"'), 400, "bad_json", None),
         (post(b"[" * 100_000), 400, "bad_json", None),
+        (post(b'{"inputs": ["x"], "inputs": ["y"]}'), 400, "bad_json", None),
         (post('{"inputs": ["한글"]}'.encode("cp949")), 400, "not_utf8", None),
         (post(b'["x"]'), 400, "no_inputs", "inputs"),
         (post(b'{"input": ["x"]}'), 400, "no_inputs", "inputs"),

@@ -224,6 +224,7 @@ def test_every_rule_and_every_file(version, clean, rows, engine: Engine) -> None
         "pointers/labels.jsonl": (POINTER, "lfs_pointer"),
         f"pointers/{IMAGES}": (POINTER, "lfs_pointer"),
         f"pointers/{LABELS}": (idx_bytes(np.zeros(1)), "no_images"),
+        "twice/dataset.csv": (b"image,label,writer, Label\n1.png,3,a,4\n", "not_an_index"),
     }
     manifest = version("v1", good | more | {name: content for name, (content, _) in refused.items()})
     done = clean(manifest)

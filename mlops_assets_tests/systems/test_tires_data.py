@@ -274,6 +274,8 @@ def test_hostile_items_are_refused_one_by_one(version, clean, rows, engine: Engi
         (POINTER, "lfs_pointer"),
         (b"{", "not_json"),
         (b"[" * 100_000, "not_json"),
+        (b'{"annotation": {"data": [{"FilePath": "x.jpg", "label_value": 1}]}, "annotation": {"data": []}}', "wrong_shape"),
+        (b'{"annotation": {"data": [{"FilePath": "x.jpg", "label_value": 1}], "data": []}}', "wrong_shape"),
         ('{"annotation": "정상"}'.encode("cp949"), "not_json"),
         (b"[]", "wrong_shape"),
         (b"3", "wrong_shape"),
@@ -303,6 +305,19 @@ def test_folders_that_an_archive_of_windows_wrote_into_names_are_folders(version
 
 
 # --- families and splits --------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_that_says_a_thing_twice_is_turned_away_alone(version, clean, rows, engine: Engine) -> None:
+    same = b'{"FilePath": "photos/x.jpg", "label_value": 0, "label_value": 1}'
+    alike = b'{"FilePath": "photos/x.jpg", "label_value": 1, "LABEL_VALUE": 0}'
+    whole = b'{"annotation": {"data": [{"FilePath": "photos/fine.jpg", "label_value": 1}, ' + same + b", " + alike + b"]}}"
+    photos = {f"photos/{name}.jpg": photo(900 + n) for n, name in enumerate(("x", "fine"))}
+    clean(version("v1", folders() | photos | {"labels.json": whole}))
+    assert {at: code for at, code in quarantined(engine, "v1").items() if at[0] == "labels.json"} == {
+        ("labels.json", 2): "malformed_row",
+        ("labels.json", 3): "malformed_row",
+    }
+    assert "photos/fine.jpg" in set(rows("v1")["path"])
 
 
 def test_groups_series_and_near_duplicates_are_never_in_two_splits(version, clean, rows) -> None:

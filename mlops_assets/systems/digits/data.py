@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops_assets import crash, formats, images, strokes
+from mlops_assets import crash, formats, images, strokes, unambiguous
 from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer
 from mlops_assets.images import BadImage, Limits
 from mlops_assets.ingest import accounts
@@ -281,7 +280,9 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rej
         return [(number, _json(line)) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     try:
         reader = csv.DictReader(io.StringIO(text))
-        items = [(reader.line_num, {"file": row.get("image"), "label": row.get("label"), "writer": row.get("writer")}) for row in reader]
+        if twice := unambiguous.named_twice(reader.fieldnames or ()):
+            return Rejected("not_an_index", twice)
+        items = [(reader.line_num, _item(row)) for row in reader]
     except csv.Error as error:
         return Rejected("not_an_index", str(error))
     if not {"image", "label"} <= set(reader.fieldnames or ()):
@@ -289,9 +290,16 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rej
     return list(items)
 
 
+def _item(row: Mapping[str | None, Any]) -> Any:
+    """A line of a CSV as one of JSON; as it is when it has more cells than the header, for then nobody knows which is which."""
+    if None in row:
+        return ",".join(map(str, row.values()))
+    return {"file": row.get("image"), "label": row.get("label"), "writer": row.get("writer")}
+
+
 def _json(line: str) -> Any:
     try:
-        return json.loads(line)
+        return unambiguous.loads_each(line)
     except (ValueError, RecursionError):
         return line
 

@@ -30,6 +30,7 @@ from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
 from mlops_assets.sources import code_version
 from mlops_assets.systems.hate_speech.config import JOINT
+from mlops_assets.unambiguous import Ambiguous, loads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ def _opener(section: DatasetSection, source: str, table: TableSection) -> Callab
     def opened(header: bytes) -> Parse | Rejected:
         found = header.decode().split("\t")
         # A column of a label that nobody knows must not be left out silently; where one column has the label, the others say nothing.
-        if set(wanted) - set(found) or len(set(found)) != len(found) or (table.label is None and set(found) - set(wanted)):
+        if set(wanted) - set(found) or (table.label is None and set(found) - set(wanted)):
             return lines.wrong_columns("\t".join(wanted), header)
         at = {column: found.index(column) for column in wanted}
 
@@ -118,6 +119,8 @@ def _opener(section: DatasetSection, source: str, table: TableSection) -> Callab
             values = {column: fields[place].strip() for column, place in at.items()}
             labels, problem = _mapped(values, table) if table.label else _flagged(values, section)
             personal = values[table.personal] == "1" if table.personal else None
+            if table.personal and values[table.personal] not in ("0", "1"):
+                problem = problem or "bad_label"
             return _row(section, source, number, values[table.text], labels, problem, personal=personal)
 
         return parse
@@ -140,9 +143,11 @@ def _flagged(values: Mapping[str, str], section: DatasetSection) -> tuple[Sequen
 def parse_comment(line: bytes, section: DatasetSection, held_out: frozenset[str] = frozenset()) -> Mapping[str, Any] | Rejected:
     """A line as cut from the ledger of comments. One about a held-out comment of a data set stays held out."""
     try:
-        found = json.loads(line.decode())
+        found = loads(line.decode())
     except UnicodeDecodeError:
         return Rejected("not_utf8", lines.excerpt(line))
+    except Ambiguous as error:
+        return Rejected("malformed_row", lines.excerpt(str(error).encode()))
     except (ValueError, RecursionError):
         found = None
     kinds = {"source": str, "id": int, "text": str, "labels": list, "deleted": bool}

@@ -8,7 +8,6 @@ both forms, the rules, the families that never cross a split, the table. Does no
 from __future__ import annotations
 
 import hashlib
-import json
 import posixpath
 import re
 import unicodedata
@@ -20,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops_assets import crash, images
+from mlops_assets import crash, images, unambiguous
 from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path
 from mlops_assets.formats import OTHER_SUFFIXES, SUFFIXES
 from mlops_assets.ingest import accounts
@@ -72,7 +71,7 @@ FILE_REASONS: Final = {
     "too_large_index": "is too large for an index",
     LFS_POINTER: f"is {LFS_REASON}",
     "not_json": "is not JSON in UTF-8",
-    "wrong_shape": "has no list at annotation.data, or an empty one",
+    "wrong_shape": "has no list at annotation.data, an empty one, or two",
 }
 
 MAX_INDEX_BYTES: Final = 256 * 1024**2
@@ -220,10 +219,13 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
     if is_lfs_pointer(data):
         return Rejected(LFS_POINTER, data[:EXCERPT].decode("utf-8", "replace"))
     try:
-        content = json.loads(data.decode("utf-8-sig"))
+        content = unambiguous.loads_each(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return Rejected("not_json", str(error)[:EXCERPT])
     annotation = content.get("annotation") if isinstance(content, dict) else None
+    for twice in (content, annotation):
+        if isinstance(twice, unambiguous.Ambiguous):
+            return Rejected("wrong_shape", str(twice)[:EXCERPT])
     items = annotation.get("data") if isinstance(annotation, dict) else None
     if not isinstance(items, list) or not items:
         return Rejected("wrong_shape", f"found {type(content).__name__}: {str(content)[:80]}")
