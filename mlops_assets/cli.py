@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
 from mlops_assets.settings import Settings, SettingsError, load_settings
 
@@ -30,6 +30,8 @@ app.command(data)
 ingest = App(name="ingest", help="Reading the sources that the sensors read, by hand.")
 app.command(ingest)
 
+#: A registered version.
+Number = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on stdout.")]
 
 
@@ -131,15 +133,23 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def _system(name: str, choices: Sequence[str] = ()) -> tuple[ModelSystem, SystemConfig, Settings]:
-    """A system with a model, by name, with its validated configuration. `choices`: what may be given here, where that is more."""
+def _known_system(name: str, *, data: bool = False) -> None:
+    """Ends the command unless `name` is a system; with `data`, one without a model will do."""
+    from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
+
+    known = (*SYSTEMS, *DATA_SYSTEMS) if data else SYSTEMS
+    if name not in known:
+        why = f"{name} has data and no model" if name in DATA_SYSTEMS else f"unknown system {name!r}"
+        raise Stop(2, f"{why}: choose one of {', '.join(known)}")
+
+
+def _system(name: str) -> tuple[ModelSystem, SystemConfig, Settings]:
+    """A system with a model, by name, with its validated configuration."""
     from importlib import import_module
 
     from mlops_assets.settings import load_config
-    from mlops_assets.systems import SYSTEMS
 
-    if name not in SYSTEMS:
-        raise Stop(2, f"unknown system {name!r}: choose one of {', '.join(choices or SYSTEMS)}")
+    _known_system(name)
     settings = load_settings()
     system: ModelSystem = import_module(f"mlops_assets.systems.{name}.training").SYSTEM
     return system, load_config(system.config_type, name, settings.configs), settings
@@ -217,10 +227,10 @@ def land(
     """Copy PATH (a file or folder) into the landing zone as a dataset version. The sensor does the rest."""
     from mlops_assets.ingest.objects import land as land_objects
     from mlops_assets.store import ObjectStore
-    from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 
-    if system not in DATA_SYSTEMS:
-        _system(system, (*SYSTEMS, *DATA_SYSTEMS))
+    _known_system(system, data=True)
+    if parent is not None:
+        _named(parent)
     settings = load_settings()
     done = land_objects(settings, ObjectStore.of(settings), system, path, dataset_version, parent=parent)
     _out(
@@ -258,6 +268,8 @@ def forget(system: str, *, user: str, as_json: Json = False) -> None:
     from mlops_assets.ingest import drawn
 
     _, config, settings = _system(system)
+    if not user.strip():
+        raise Stop(2, "--user is empty: give the user as the back-end names them")
     if config.drawings is None:
         raise Stop(2, f"{system} keeps nothing of users: {settings.configs / f'{system}.yaml'} has no section `drawings`")
     settings.require("otp_secret")
@@ -302,12 +314,15 @@ def train(
     """
     from mlops_assets.jobs import run_job
     from mlops_assets.lifecycle.clients import Given, read_parameters
-    from mlops_assets.lifecycle.pipeline import NoParent, parameters_of, parent_of
+    from mlops_assets.lifecycle.pipeline import NoParent, check_seed, parameters_of, parent_of
 
     found, config, settings = _system(system)
+    _named(dataset_version)
     read = read_parameters(params, system) if params else Given({})
     model_type = model_type or read.variant
     seed = read.seed if seed is None else seed
+    if seed is not None:
+        check_seed(seed)
     recorded = found.variant_parameters(config, found.variants[0], {})  # a file of ours also holds what nobody chooses: a model's own name
     from_file = {name: value for name, value in read.parameters.items() if name in found.parameter_names or name not in recorded}
     if epochs is not None:
@@ -419,6 +434,7 @@ def sweep(
     from mlops_assets.lifecycle import sweep as sweeping
 
     found, config, settings = _system(system)
+    _named(dataset_version)
     low, high = _learning_rates(learning_rate)
     given: dict[str, Any] = {"trials": trials, "model_types": model_type or [], "minutes": minutes, "prune": prune, "seed": seed}
     overrides = _typed(found, parameters)
@@ -517,8 +533,6 @@ def _version_asked(settings: Settings, system: str, version: str, folder_path: s
     """The version that was named, or whose folder was; else the newest."""
     from sqlalchemy import text
 
-    from mlops_assets.ingest.objects import check_version_name
-
     if folder_path:
         parent, _, name = folder_path.strip("/").rpartition("/")
         if parent.rpartition("/")[2] != system:
@@ -530,7 +544,7 @@ def _version_asked(settings: Settings, system: str, version: str, folder_path: s
             version = connection.execute(text(sql), {"s": system}).scalar() or ""
         if not version:
             raise Stop(2, f"{system} has no dataset version yet: land one with `mlops land {system} PATH --dataset-version V`")
-    check_version_name(version)
+    _named(version)
     _known_version(settings, system, version)
     return version
 
@@ -543,6 +557,13 @@ def _wait_for_runs(settings: Settings, system: str, version: str) -> None:
 
     while settings.dagster_url and any(run["status"] not in FINISHED for run in runs_over(settings.dagster_url, system, version) or []):
         time.sleep(2)
+
+
+def _named(version: str) -> None:
+    """Raises LandingError unless `version` may name a dataset version: before any service is asked whether there is one."""
+    from mlops_assets.ingest.objects import check_version_name
+
+    check_version_name(version)
 
 
 def _known_version(settings: Settings, system: str, version: str) -> None:
@@ -568,15 +589,22 @@ def stage(system: str, *, metric: str = "", reason: str = "", as_json: Json = Fa
 
 
 @app.command
-def produce(system: str, *, reason: str, metric: str = "", version: int | None = None, as_json: Json = False) -> None:
+def produce(system: str, *, reason: str, metric: str = "", version: Number = None, as_json: Json = False) -> None:
     """Promote the best registered version by METRIC (default: promotion.metric), or --version N, to champion."""
+    _given_reason(reason)
     _ledger_job(system, "produce", {"metric": _metric(system, metric), "version": version, "reason": reason}, as_json)
 
 
 @app.command
-def rollback(system: str, *, reason: str, to: int | None = None, as_json: Json = False) -> None:
+def rollback(system: str, *, reason: str, to: Number = None, as_json: Json = False) -> None:
     """Serve a former champion again: --to N, or the one before the current."""
+    _given_reason(reason)
     _ledger_job(system, "rollback", {"to": to, "reason": reason}, as_json)
+
+
+def _given_reason(reason: str) -> None:
+    if not reason.strip():
+        raise Stop(2, "--reason is empty: say why, it is recorded and signed")
 
 
 def _metric(system: str, name: str) -> str:
@@ -647,7 +675,7 @@ def history(
     """Dataset versions beside each other, then verdicts and promotions, newest first."""
     from mlops_assets.lifecycle.history import champion_at, compare, events
 
-    _system(system)
+    _known_system(system, data=True)
     moment = at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
     with _platform(load_settings()).engine.connect() as connection:
         versions, rows = compare(connection, system), events(connection, system, at=moment)
@@ -661,17 +689,20 @@ def history(
 
 
 @app.command
-def predict(system: str, *inputs: str, version: int | None = None, as_json: Json = False) -> None:
-    """Ask the running server."""
+def predict(system: str, *inputs: str, version: Number = None, as_json: Json = False) -> None:
+    """Ask the running server: texts, or files where the system reads pictures."""
     import httpx
 
-    _system(system)
+    files = _system(system)[0].asked_with == "files"
     if not inputs:
-        raise Stop(2, f"nothing to predict: `mlops predict {system} '다시 보고 싶은 영화'`")
+        example = "PHOTO.jpg" if files else "'다시 보고 싶은 영화'"
+        raise Stop(2, f"nothing to predict: `mlops predict {system} {example}`")
+    if files and (missing := [name for name in inputs if not os.path.isfile(name)]):
+        raise Stop(2, f"{missing[0][:300]} is no file: {system} reads pictures, give their files")
     url = load_settings().require("serve_url")
     try:
         content: dict[str, Any] = {"json": {"inputs": list(inputs)}}
-        if all(len(one) < 1000 and os.path.isfile(one) for one in inputs) and _serves_images(url, system):
+        if files:
             content = {"files": [("files", (Path(one).name, Path(one).read_bytes())) for one in inputs]}
         reply = httpx.post(
             f"{url}/predict/{system}", **content, params={"version": version} if version else None, timeout=30, trust_env=False
@@ -685,14 +716,6 @@ def predict(system: str, *inputs: str, version: int | None = None, as_json: Json
         raise Stop(2, f"{body.get('message')} ({body.get('code')}). {body.get('fix', '')}")
     lines = [f"{p['label']}  {p['confidence']:.3f}  {p.get('text', p.get('file', ''))}" for p in body["predictions"]]
     _out(body, as_json, [*lines, f"request {body['request_id']}: `mlops trace {body['request_id']}`"])
-
-
-def _serves_images(url: str, system: str) -> bool:
-    """Whether that system answers about files: for one that reads text, the name of a file is a text like any other."""
-    import httpx
-
-    serving = httpx.get(f"{url}/models/{system}", timeout=30, trust_env=False).json().get("serving") or {}
-    return bool(serving.get("model_kind") == "image-classification")
 
 
 @app.command
@@ -740,11 +763,13 @@ def retention(
     from mlops_assets.lifecycle import retention as rules
     from mlops_assets.systems import SYSTEMS
 
+    names = [system] if system else SYSTEMS
+    for name in names:
+        _known_system(name)
     settings = load_settings()
     platform = _platform(settings)
     plans = {}
-    for name in [system] if system else SYSTEMS:
-        _system(name)
+    for name in names:
         plans[name] = rules.apply(
             platform.engine,
             platform.store,
@@ -788,6 +813,7 @@ def comments(
 
     if once and reconcile or accept_deletions and not reconcile:
         raise Stop(2, "--once and --reconcile exclude each other, and --accept-deletions belongs to --reconcile")
+    _known_system(system)
     settings = load_settings()
     section = section_of(settings, system)
     engine = database.connect(settings.require("database_url"), pool_size=0)

@@ -34,6 +34,10 @@ class SettingsError(ValueError):
     """A setting is missing or wrong. The message says which, why, and what to do."""
 
 
+#: 0: any free one.
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
 class Settings(BaseSettings):
     """Everything that differs between machines. Each field is the variable `MLOPS_<NAME>`.
 
@@ -94,13 +98,13 @@ class Settings(BaseSettings):
     """Drawings of so many sessions wait at most; those of more are dropped."""
 
     host: str = "127.0.0.1"
-    dagster_port: int = 3000
-    mlflow_port: int = 5000
-    serve_port: int = 8000
-    staging_port: int = 8001
-    dashboard_port: int = 8501
-    tensorboard_port: int = 6006
-    otp_demo_port: int = 8010
+    dagster_port: Port = 3000
+    mlflow_port: Port = 5000
+    serve_port: Port = 8000
+    staging_port: Port = 8001
+    dashboard_port: Port = 8501
+    tensorboard_port: Port = 6006
+    otp_demo_port: Port = 8010
 
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     """Threads of training and of the inference engine."""
@@ -248,9 +252,9 @@ def process_environment() -> dict[str, str]:
 
 
 class Strict(BaseModel):
-    """Base of every configuration section: frozen, and a misspelled key is an error."""
+    """Base of every configuration section: frozen, and a misspelled key or a number that is none is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PromotionPolicy(Strict):

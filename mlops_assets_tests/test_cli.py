@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -62,6 +65,101 @@ def test_wrong_use_is_exit_2_with_the_fix(run, tmp_path):
     assert code == 2 and "missing" in last
     code, _, last = run("land", "sentiment", tmp_path, "--dataset-version", "../v1")
     assert code == 2
+
+
+TIRES = ("train", "tires", "--dataset-version", "v1")
+REVIEWS = ("train", "sentiment", "--dataset-version", "v1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*TIRES, "--optimizer-type", "nope"), "optimizer_type 'nope' is not known; choose one of adamw"),
+        ((*TIRES, "--model-type", "resnet19"), "resnet19 (choose one of efficientnet_b0,"),
+        ((*TIRES, "--batch-size", "0"), "batch_size: Input should be greater than 0"),
+        ((*TIRES, "--epochs", "inf"), "epochs: Input should be a finite number"),
+        ((*TIRES, "--learning-rate", "nan"), "learning_rate: Input should be a finite number"),
+        ((*TIRES, "--image-size", "8"), "image_size: Input should be greater than or equal to 32"),
+        ((*TIRES, "--monitor", "luck"), "monitor: Input should be 'accuracy', 'f1' or 'loss'"),
+        ((*TIRES, "--seed", "-1"), "seed is -1: give 0 to 4294967295"),
+        ((*TIRES, "--epoch", "1"), "tires has no parameter epoch"),
+        ((*TIRES, "--params", "none.yaml"), "none.yaml does not exist"),
+        ((*TIRES, "--dataset", "nope"), "nope (not in the configuration; choose one of"),
+        ((*TIRES, "--early-stopping-min-loss", "0.1"), "min_loss and min_accuracy are one condition"),
+        ((*REVIEWS, "--model-type", "nope"), "nope (not in the configuration; choose one of"),
+        ((*REVIEWS, "--max-length", "0"), "max_length: Input should be greater than"),
+        ((*REVIEWS, "--sampling-rate", "2"), "sampling_rate: Input should be less than or equal to 1"),
+        ((*REVIEWS, "--unfrozen-layers", "-1"), "unfrozen_layers: Input should be greater than or equal to 0"),
+        ((*REVIEWS, "--attention-heads", "7"), "is no multiple of attention_heads 7"),
+        ((*REVIEWS, "--vocabulary", "none.txt"), "vocabulary 'none.txt' is no file here"),
+        (("train", "hate_speech", "--dataset-version", "v1", "--dropout", "1"), "dropout: Input should be less than 1"),
+        (("train", "digits", "--dataset-version", "v1", "--asking-rate", "7"), "asking_rate: Input should be less than"),
+        (("train", "nope", "--dataset-version", "v1"), "unknown system 'nope': choose one of sentiment"),
+        (("train", "disposal_policy", "--dataset-version", "v1"), "disposal_policy has data and no model: choose one of sentiment"),
+        (("train", "tires", "--dataset-version", "../v1"), "'../v1' cannot name a dataset version"),
+        (("sweep", "tires", "--dataset-version", "V 1"), "'V 1' cannot name a dataset version"),
+        (("sweep", "tires", "--dataset-version", "v1", "--optimizer-type", "nope"), "optimizer_type 'nope' is not known"),
+        (("sweep", "tires", "--dataset-version", "v1", "--metric", "BLEU"), "unknown metric 'BLEU': choose one of"),
+        (("sweep", "tires", "--dataset-version", "v1", "--trials", "0"), "trials is 0: give at least 1"),
+        (("sweep", "tires", "--dataset-version", "v1", "--seed", "-3"), "seed is -3"),
+        (("scenario", "tires", "--dataset-version", "a..b"), "'a..b' cannot name a dataset version"),
+        (("scenario", "tires", "--folder-path", "digits/v1"), "is not that of a version of tires"),
+        (("scenario", "tires", "--model-type", "nope"), "nope (choose one of"),
+        (("stage", "tires", "--metric", "BLEU"), "unknown metric 'BLEU': choose one of"),
+        (("produce", "tires", "--metric", "BLEU", "--reason", "r"), "unknown metric 'BLEU': choose one of"),
+        (("produce", "tires", "--version", "0", "--reason", "r"), '"0" for --version'),
+        (("produce", "tires", "--reason", " "), "--reason is empty"),
+        (("rollback", "tires", "--to", "-1", "--reason", "r"), '"-1" for --to'),
+        (("rollback", "tires", "--reason", ""), "--reason is empty"),
+        (("retention", "nope"), "unknown system 'nope': choose one of sentiment"),
+        (("production-info", "nope"), "unknown system 'nope': choose one of sentiment"),
+        (("history", "nope"), "unknown system 'nope': choose one of sentiment"),
+        (("history", "tires", "--at", "yesterday"), 'unable to convert "yesterday" into datetime'),
+        (("cut", "nope"), "unknown system 'nope': choose one of sentiment"),
+        (("forget", "digits", "--user", ""), "--user is empty"),
+        (("land", "nope", ".", "--dataset-version", "v1"), "choose one of sentiment, tires, hate_speech, digits, disposal_policy"),
+        (("land", "tires", "none", "--dataset-version", "v1"), "none does not exist"),
+        (("land", "tires", ".", "--dataset-version", "V1"), "'V1' cannot name a dataset version"),
+        (("land", "tires", ".", "--dataset-version", "v2", "--parent", "V1"), "'V1' cannot name a dataset version"),
+        (("predict", "nope", "x"), "unknown system 'nope': choose one of sentiment"),
+        (("predict", "tires", "none.jpg"), "none.jpg is no file: tires reads pictures"),
+        (("predict", "digits"), "nothing to predict: `mlops predict digits PHOTO.jpg`"),
+        (("predict", "sentiment", "x", "--version", "0"), '"0" for --version'),
+        (("ingest", "comments", "nope"), "unknown system 'nope': choose one of sentiment"),
+        (("data", "pull", "nope"), "no official source is known for 'nope': choose from"),
+        (("up", "--data", "none"), "none is not a folder"),
+    ],
+)
+def test_bad_arguments_are_told_before_any_service_is_looked_for(tmp_path, monkeypatch, capfd, arguments, said):
+    """Nothing runs, and nothing is begun: no line speaks of the database or of `mlops up`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLOPS_HOME", str(tmp_path / "home"))
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    captured = capfd.readouterr()
+    assert ended.value.code == 2 and said in captured.err + captured.out
+    for word in ("database", "nothing runs", "serve_url", "Traceback"):
+        assert word not in captured.err + captured.out
+
+
+def test_it_is_so_for_the_program_too(tmp_path):
+    """A control beside it: with good arguments the same command does speak of what does not run."""
+    command = [str(Path(sys.executable).with_name("mlops")), *TIRES]
+    environment = {"PATH": os.environ["PATH"], "MLOPS_HOME": str(tmp_path / "home")}
+    bad, good = (
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=60)
+        for more in (["--optimizer-type", "nope"], [])
+    )
+    assert bad.returncode == good.returncode == 2
+    assert "choose one of adamw" in bad.stderr and "database" not in bad.stderr and len(bad.stderr.splitlines()) == 1
+    assert "database_url is not set" in good.stderr
+
+
+def test_a_port_is_a_port(monkeypatch, capfd):
+    monkeypatch.setenv("MLOPS_SERVE_PORT", "99999")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve"])
+    assert ended.value.code == 2 and "MLOPS_SERVE_PORT: Input should be less than or equal to 65535" in capfd.readouterr().err
 
 
 def test_a_long_text_is_no_file(run, monkeypatch):

@@ -24,7 +24,7 @@ from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
 from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of, label
 from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
-from mlops_assets.settings import Settings, SystemConfig, canonical, git_commit
+from mlops_assets.settings import Settings, SettingsError, SystemConfig, canonical, git_commit
 from mlops_assets.tracking import TrackedRun, Tracking
 
 if TYPE_CHECKING:
@@ -114,11 +114,18 @@ def parameters_of(system: ModelSystem, config: SystemConfig, variant: str, overr
 
     Raises:
         UnknownParameter: an override that `system.parameter_names` does not list.
-        SettingsError: a model or a data set that the configuration does not have.
+        SettingsError: a model or a data set that the configuration does not have, or a value that its section does not take.
     """
     check_names(system, overrides)
     given = {name: value for name, value in overrides.items() if value is not None}
     return dict(system.variant_parameters(config, variant, given))
+
+
+def check_seed(seed: int) -> int:
+    """Raises SettingsError unless every generator of random numbers takes it."""
+    if not 0 <= seed < 2**32:
+        raise SettingsError(f"seed is {seed}: give 0 to {2**32 - 1}")
+    return seed
 
 
 def context_of(
@@ -251,7 +258,7 @@ def train(
     settings = platform.settings
     parent = parent_of(platform, system, variant, dataset_version)
     parameters = parameters_of(system, config, variant, overrides or {})
-    seed = config.project.seed if seed is None else seed
+    seed = check_seed(config.project.seed if seed is None else seed)
     with one_training_at_a_time(settings, say), scratch_folder(settings) as scratch:
         table = system.open_table(platform.store, platform.engine, dataset_version, scratch / "table")
         code = code_version(system, variant)  # of now: somebody may edit the files while this trains

@@ -102,7 +102,7 @@ def plan(
         metric=metric_name(metric or config.promotion.metric, list(system.choices(config.promotion.metric))),
         trials=trials,
         space=tuning.Space(tuple(model_types), _range(learning_rate, [float(values["learning_rate"]) for values in known])),
-        seed=config.project.seed if seed is None else seed,
+        seed=pipeline.check_seed(config.project.seed if seed is None else seed),
         minutes=minutes,
         prune=prune,
         overrides=overrides,

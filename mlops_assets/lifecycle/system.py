@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlops_assets.lifecycle.report import CLASSIFIER, METRICS, Direction, UnknownMetric, directions_of
 from mlops_assets.settings import SettingsError, SystemConfig
@@ -121,12 +121,13 @@ class ModelSystem:
     Attributes:
         variants: names of its models; a system with one model has the single variant "".
         variant_parameters: (config, variant, overrides) -> all parameters of a training of that variant, plain JSON values: the overrides
-            over those of the sections that they choose. Given its own result it returns the same.
+            over those of the sections that they choose. Given its own result it returns the same. Raises SettingsError for a bad one.
         parameter_names: the overrides that `mlops train` and the launchpad may give -> their type.
         train: trains; must resume from `context.workdir` when a verified checkpoint is there.
         export: (trained, context, folder) writes the bundle's files (see `lifecycle/bundle.py`) into `folder`.
         evaluate: (bundle folder, table, threads) runs the bundle through `load_predictor` over the holdout rows.
         open_table: (store, engine, dataset version, folder) downloads and verifies the cleaned rows.
+        asked_with: what `mlops predict` is given: texts, or the names of files.
         load_predictor: (bundle folder, threads) -> Predictor; imports nothing heavier than ONNX Runtime.
         loaded_by_name: the modules that a training of a variant imports by a name put together while it runs: what `train`'s own module
             imports is the variant's code version, and these, which cannot be seen there.
@@ -151,6 +152,7 @@ class ModelSystem:
     metrics: Sequence[str] = METRICS
     directions: Mapping[str, Direction] = field(default_factory=lambda: CLASSIFIER)
     from_champion: Sequence[str] = ()
+    asked_with: Literal["texts", "files"] = "texts"
     loaded_by_name: Callable[[str], Sequence[str]] = lambda variant: ()
 
     def direction_of(self, metric: str) -> Direction:

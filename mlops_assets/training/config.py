@@ -4,9 +4,10 @@ parameters. No torch."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from mlops_assets.settings import SettingsError, Strict
 from mlops_assets.training.trainer import OPTIMIZERS, UnsupportedOptimizer
@@ -70,7 +71,7 @@ class BertSection(Strict):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     initializer_range: float = Field(default=0.02, gt=0)
     """Spread of the random weights from scratch. BERT's 0.02 is for layers 768 wide: narrow ones learn sooner with 1 / sqrt(width)."""
-    unfrozen_layers: int | None = None
+    unfrozen_layers: NonNegativeInt | None = None
     """How many of the last encoder layers train when fine-tuning; null: all. Embeddings train only when all do."""
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the words hidden from the model while it trains, so that it does not lean on single ones."""
@@ -79,6 +80,12 @@ class BertSection(Strict):
     int8: bool = True
     """Quantize the served model's weights and activations."""
     training: TextTrainingSection = TextTrainingSection()
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.pretrained is None and self.hidden_size % self.attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of attention_heads {self.attention_heads}")
+        return self
 
 
 #: What `mlops train` and the launchpad may override of any training.
@@ -133,9 +140,16 @@ def flat(name: str, dataset: Strict, model: BertSection) -> dict[str, Any]:
 
 
 def unflat(values: Mapping[str, Any], dataset: Section, model: Model) -> tuple[Section, Model]:
-    """`dataset` and `model` with the parameters over them. Raises ValidationError."""
+    """`dataset` and `model` with the parameters over them.
+
+    Raises:
+        ValidationError: a value that the section does not take.
+        SettingsError: `vocabulary` names no file here.
+    """
     training = {name: values[name] for name in type(model.training).model_fields}
     own = {name: values[name] for name in type(model).model_fields if name != "training"}
+    if own["vocabulary"] is not None and not Path(own["vocabulary"]).is_file():
+        raise SettingsError(f"vocabulary {own['vocabulary']!r} is no file here: give a WordPiece vocab.txt, or leave it out to learn one")
     read = dataset.model_dump() | {name: values[name] for name in OF_DATASET}
     return type(dataset).model_validate(read), type(model).model_validate(own | {"training": training})
 
@@ -161,7 +175,8 @@ def valid(build: Callable[[], Built]) -> Built:
     try:
         return build()
     except ValidationError as error:
-        problems = "; ".join(f"{e['loc'][-1]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        found = [(str(e["loc"][-1]) + ": " if e["loc"] else "", e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        problems = "; ".join(where + what for where, what in found)  # what is wrong between fields stands nowhere
         raise SettingsError(problems) from None
 
 

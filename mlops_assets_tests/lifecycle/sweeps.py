@@ -68,7 +68,6 @@ def system_of(name: str = "toy") -> ModelSystem:
         open_table=lambda store, engine, version, folder: CleanedTable(name, version, manifest_of(version), folder, 1000),
         variant_parameters=lambda config, variant, given: {"epochs": 1, "learning_rate": 0.01, **given},
         parameter_names={"epochs": int, "learning_rate": float},
-        sources=lambda variant: [Path(__file__)],
         variants=tuple(HEIGHTS),
     )
 

@@ -447,9 +447,10 @@ SYSTEM = ModelSystem(
     evaluate=evaluate,
     load_predictor=load_predictor,
     open_table=open_table,
-    variant_parameters=parameters,
+    variant_parameters=lambda config, variant, given: resolve(config, variant, given).flat,
     parameter_names=PARAMETER_NAMES,
     variants=VARIANTS,
+    asked_with="files",
     metrics=(*METRICS, "code_success"),
     directions={
         **CLASSIFIER,

@@ -245,6 +245,6 @@ SYSTEM = ModelSystem(
     evaluate=evaluate,
     load_predictor=load_predictor,
     open_table=open_table,
-    variant_parameters=parameters,
+    variant_parameters=lambda config, variant, given: resolve(config, given).flat,
     parameter_names=PARAMETER_NAMES,
 )

@@ -430,10 +430,11 @@ SYSTEM = ModelSystem(
     evaluate=evaluate,
     load_predictor=load_predictor,
     open_table=open_table,
-    variant_parameters=parameters,
+    variant_parameters=lambda config, variant, given: resolve(config, variant, given).flat,
     parameter_names=PARAMETER_NAMES,
     loaded_by_name=lambda variant: (models.module_of(variant),),
     variants=VARIANTS,
+    asked_with="files",
     aliases=ALIASES,
     directions={**CLASSIFIER, "missed_defects": "less", REACHED: "more"},
 )
