@@ -758,9 +758,8 @@ def retention(
     as_json: Json = False,
 ) -> None:
     """Delete the bytes of old models that no alias, rollback depth or hold reaches. Receipts stay."""
-    import getpass
-
     from mlops_assets.lifecycle import retention as rules
+    from mlops_assets.lifecycle.actor import of_command
     from mlops_assets.systems import SYSTEMS
 
     names = [system] if system else SYSTEMS
@@ -776,7 +775,7 @@ def retention(
             name,
             settings.public_keys_path,
             rollback_depth=settings.rollback_depth,
-            actor=getpass.getuser(),
+            actor=of_command(),
             dry_run=dry_run,
         )
     value = {
@@ -795,6 +794,19 @@ def serve(*, channel: Literal["champion", "candidate"] = "champion") -> None:
     from mlops_assets.serving.app import serve as run
 
     run(load_settings(), channel)
+
+
+@app.command
+def web(page: Literal["dagster", "dashboard", "tensorboard"]) -> None:
+    """Run one of the pages that `mlops up` starts, behind its guard (see MLOPS_ALLOWED_HOSTS) and on its port."""
+    from importlib import import_module
+
+    from mlops_assets.supervise import listen
+
+    settings = load_settings()
+    modules = {"dagster": "resources.webserver", "dashboard": "dashboard.server", "tensorboard": "board"}
+    listener = listen(settings.host, getattr(settings, f"{page}_port"), f"MLOPS_{page.upper()}_PORT")
+    import_module(f"mlops_assets.{modules[page]}").run(settings, listener)
 
 
 @ingest.command

@@ -53,15 +53,14 @@ _LAUNCH = """mutation Launch($params: ExecutionParams!) { launchRun(executionPar
     ... on RunConfigValidationInvalid { errors { message } } } }"""
 
 
-def launch(address: str, job: str, config: Mapping[str, Any], actor: str) -> str:
+def launch(address: str, job: str, config: Mapping[str, Any]) -> str:
     """Launch a job with this run config, as the UI's launchpad does; returns the run's id.
 
     Raises:
         OSError: Dagster is away, or does not take it; the message says why.
     """
     selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "jobName": job}
-    tags = [{"key": "mlops/actor", "value": actor}]
-    params = {"selector": selector, "runConfigData": dict(config), "executionMetadata": {"tags": tags}}
+    params = {"selector": selector, "runConfigData": dict(config)}
     answer = graphql(address, _LAUNCH, {"params": params}, timeout=30)["launchRun"]
     if answer["__typename"] != "LaunchRunSuccess":
         reasons = [error["message"] for error in answer.get("errors", [])] or [answer.get("message", answer["__typename"])]

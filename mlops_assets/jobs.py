@@ -5,7 +5,6 @@ Belongs here: starting a job and reading its outcome. Does not belong here: word
 
 from __future__ import annotations
 
-import getpass
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from mlops_assets.definitions import build_defs
+from mlops_assets.lifecycle.actor import as_command
 from mlops_assets.resources.launcher import HOST_TAG
 from mlops_assets.settings import Settings, export
 
@@ -52,14 +52,15 @@ def run_job(
     with dg.DagsterInstance.get() as instance:
         if partition is not None:
             instance.add_dynamic_partitions(f"{job.rsplit('_', 1)[0]}_dataset_version", [partition])
-        result = definitions.resolve_job_def(job).execute_in_process(
-            instance=instance,
-            run_config=dict(config or {}),
-            partition_key=partition,
-            asset_selection=[dg.AssetKey(list(parts)) for parts in assets] if assets else None,
-            tags={"mlops/actor": getpass.getuser(), HOST_TAG: socket.gethostname()},
-            raise_on_error=False,
-        )
+        with as_command():
+            result = definitions.resolve_job_def(job).execute_in_process(
+                instance=instance,
+                run_config=dict(config or {}),
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(list(parts)) for parts in assets] if assets else None,
+                tags={HOST_TAG: socket.gethostname()},
+                raise_on_error=False,
+            )
         run = instance.get_run_by_id(result.run_id)
         refused = run is not None and run.tags.get("mlops/outcome") == "refused"
     reasons = [

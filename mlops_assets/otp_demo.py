@@ -309,12 +309,15 @@ async def _given(request: Request) -> tuple[str, str] | None:
 
 def main(settings: Settings | None = None) -> None:
     """Run until a signal."""
-    import uvicorn
+    from mlops_assets import limits
+    from mlops_assets.guard import Guard
+    from mlops_assets.supervise import listen
 
     settings = settings or load_settings()
-    own_url = f"http://{settings.reached_at}:{settings.otp_demo_port}"
-    app = create_app(settings.require("otp_secret"), settings.require("serve_url"), own_url)
-    uvicorn.run(app, host=settings.host, port=settings.otp_demo_port, log_config=None, access_log=False)
+    own_url, page = f"http://{settings.reached_at}:{settings.otp_demo_port}", settings.require("serve_url")
+    app = Guard(create_app(settings.require("otp_secret"), page, own_url), settings, origins=[page])
+    listener = listen(settings.host, settings.otp_demo_port, "MLOPS_OTP_DEMO_PORT")
+    limits.run(app, listener, limits.Limits.of(settings, MAX_BODY_BYTES), ws="none")
 
 
 if __name__ == "__main__":

@@ -51,40 +51,40 @@ class Settings(BaseSettings):
     configs: Path = REPOSITORY / "configs"
     """Folder of `base.yaml` and one `<system>.yaml` each."""
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
     """PostgreSQL of the platform's own ledgers (`postgresql+psycopg://...`)."""
-    dagster_database_url: str | None = None
+    dagster_database_url: str | None = Field(default=None, repr=False)
     """PostgreSQL of Dagster's storage (`postgresql://...`)."""
-    mlflow_database_url: str | None = None
+    mlflow_database_url: str | None = Field(default=None, repr=False)
     """PostgreSQL of the MLflow server (`postgresql://...`)."""
-    comments_url: str | None = None
+    comments_url: str | None = Field(default=None, repr=False)
     """The application's MySQL (`mysql+pymysql://...`), read only."""
     sheets_credentials: Path | None = None
     """JSON file of the Google service account that may read the team's sheet."""
     sheets_url: str | None = None
     """Another endpoint than Google's Sheets API (tests, a proxy)."""
 
-    object_store_url: str | None = None
+    object_store_url: str | None = Field(default=None, repr=False)
     """`file:///dir` or `s3://bucket/prefix`: landing zone, frozen objects, bundles."""
-    s3_endpoint_url: str | None = None
+    s3_endpoint_url: str | None = Field(default=None, repr=False)
     """Another S3 endpoint than AWS (MinIO, moto)."""
 
-    mlflow_tracking_uri: str | None = None
-    spark_remote: str | None = None
+    mlflow_tracking_uri: str | None = Field(default=None, repr=False)
+    spark_remote: str | None = Field(default=None, repr=False)
     """`sc://host:port` (Spark Connect) or `spark://host:port` / `local[*]` (JVM); `None` starts the embedded engine (Sail)."""
     serve_url: str | None = None
     staging_url: str | None = None
     dagster_url: str | None = None
 
-    slack_token: str | None = None
+    slack_token: str | None = Field(default=None, repr=False)
     slack_channel: str = "#mlops"
-    slack_webhook_url: str | None = None
+    slack_webhook_url: str | None = Field(default=None, repr=False)
 
     signing_key: Path | None = None
     """Ed25519 private key, mode 0600; default `<home>/keys/signing/current.pem`. Only the registrar reads it."""
     public_keys: Path | None = None
     """Folder of `<key_id>.pub`; default `<home>/keys/public`. All that the server has."""
-    api_token: str | None = None
+    api_token: str | None = Field(default=None, repr=False)
     """Bearer token for HTTP calls that write; without one they are refused."""
 
     otp_secret: str | None = Field(default=None, min_length=32, pattern="^[^,]*$", repr=False)
@@ -98,6 +98,18 @@ class Settings(BaseSettings):
     """Drawings of so many sessions wait at most; those of more are dropped."""
 
     host: str = "127.0.0.1"
+    allowed_hosts: str = ""
+    """Further names under which people reach the services (a proxy's), separated by commas; `*.example.com` for all below one."""
+    allowed_origins: str = ""
+    """Origins (`https://mlops.example.com`) of other pages that may ask the services, separated by commas."""
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Of one request to any of the services, its address included."""
+    header_seconds: float = Field(default=20, gt=0)
+    """So long a service waits for the whole of a request's headers."""
+    body_seconds: float = Field(default=60, gt=0)
+    """So long for the body; a second more for every 16 KiB of it that came."""
+    max_connections: int = Field(default=500, ge=1)
+    """Of one service at a time; beyond, the connection that keeps it waiting longest is closed."""
     dagster_port: Port = 3000
     mlflow_port: Port = 5000
     serve_port: Port = 8000

@@ -321,6 +321,26 @@ def free_port(host: str, wanted: int, taken: set[int]) -> int:
     raise OSError(f"no free port from {wanted} to {wanted + 199} on {host}: set another one (see the table of settings in README.md)")
 
 
+class PortTaken(OSError):
+    """Something else listens there. The message names the setting that changes the port."""
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """A bound socket of the port that `setting` names.
+
+    Raises:
+        PortTaken
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortTaken(f"{host}:{port} cannot be listened on ({error.strerror}): set {setting} to a free port") from None
+    return listener
+
+
 def is_free(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

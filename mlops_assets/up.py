@@ -27,6 +27,7 @@ import yaml
 
 from mlops_assets import otp
 from mlops_assets.dagster_api import DIRECT, graphql, is_run_worker
+from mlops_assets.guard import listed
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
 from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, marked, sweep
@@ -305,7 +306,7 @@ class Platform:
             )
         yield service(
             "dagster",
-            [*python, "dagster_webserver", "--host", host, "--port", str(settings.dagster_port), *workspace],
+            [*mlops, "web", "dagster"],
             lambda: location_loads(links["Dagster"], self._say),
             title="Dagster",
             address=links["Dagster"],
@@ -330,45 +331,15 @@ class Platform:
         )
         yield service(
             "dashboard",
-            [
-                *python,
-                "streamlit",
-                "run",
-                str(REPOSITORY / "mlops_assets" / "dashboard" / "app.py"),
-                "--server.headless",
-                "true",
-                "--server.address",
-                host,
-                "--server.port",
-                str(settings.dashboard_port),
-                "--browser.gatherUsageStats",
-                "false",
-                "--server.fileWatcherType",
-                "none",
-                "--client.toolbarMode",
-                "minimal",
-            ],
+            [*mlops, "web", "dashboard"],
             lambda: answers(links["Dashboard"] + "/_stcore/health"),
             title="dashboard",
             address=links["Dashboard"],
             after=["serve"],
         )
-        board = settings.home / "tensorboard"
-        board.mkdir(parents=True, exist_ok=True)
         yield service(
             "tensorboard",
-            [
-                *python,
-                "tensorboard.main",
-                "--logdir",
-                str(board),
-                "--host",
-                host,
-                "--port",
-                str(settings.tensorboard_port),
-                "--load_fast",
-                "false",
-            ],
+            [*mlops, "web", "tensorboard"],
             lambda: answers(links["TensorBoard"] + "/"),
             title="TensorBoard",
             address=links["TensorBoard"],
@@ -428,14 +399,22 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
-    """MLflow's own options as variables: a database password must not stand in the list of processes."""
+    """MLflow's own options as variables: a database password must not stand in the list of processes.
+
+    Our guard and limits stand before it too: its own takes the host `10.evil.example` for an address of a private network.
+    """
     s3 = settings.store_url.startswith("s3://")
     artifacts = f"{settings.store_url.rstrip('/')}/mlflow" if s3 else str(settings.home / "mlflow")
     environment = {
         "MLFLOW_BACKEND_STORE_URI": settings.require("mlflow_database_url"),
         "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+        "MLFLOW_UVICORN_OPTS": "--http mlops_assets.limits:Guarded",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # LLM evaluation jobs: five more processes that nothing here uses
     }
+    if names := listed(settings.allowed_hosts):
+        environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = "*"  # ours decides: two lists would differ
+        own = [f"{scheme}://{name}" for name in names for scheme in ("https", "http")]
+        environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join((*own, *listed(settings.allowed_origins)))
     if s3 and settings.s3_endpoint_url:
         environment["MLFLOW_S3_ENDPOINT_URL"] = settings.s3_endpoint_url
     return environment

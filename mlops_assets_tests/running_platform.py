@@ -94,11 +94,11 @@ class Running:
 
     def pid_of(self, name: str) -> int:
         """The leader of a service: the marked process that is the first of its session and was started by the supervisor."""
-        commands = {"tensorboard": "tensorboard.main", "code": "grpc", "mlflow": "server"}
-        commands |= {"daemon": "dagster._daemon", "dagster": "dagster_webserver"}
+        commands = {"code": ["grpc"], "mlflow": ["server"], "daemon": ["dagster._daemon"]}
+        commands |= {name: ["web", name] for name in ("dagster", "dashboard", "tensorboard")}
         for pid in marked(f"*:{self.home}"):
             process = psutil.Process(pid)
-            if process.ppid() == self.known["pid"] and commands[name] in process.cmdline():
+            if process.ppid() == self.known["pid"] and set(commands[name]) <= set(process.cmdline()):
                 return pid
         raise AssertionError(f"{name} does not run")
 

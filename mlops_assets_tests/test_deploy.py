@@ -92,6 +92,7 @@ def ours() -> dict[str, dict]:
 
 def test_compose_names_only_what_it_declares():
     allowed = {"image", "build", "restart", "init", "environment", "command", "entrypoint", "ports", "volumes", "depends_on", "healthcheck"}
+    allowed |= {"logging"}
     for name, service in COMPOSE["services"].items():
         assert set(service) <= allowed | {"profiles"}, name
         for other, condition in service.get("depends_on", {}).items():
@@ -153,6 +154,18 @@ def test_mlflow_gets_its_databases_address_out_of_sight_and_the_same_store_as_ev
     assert given["MLFLOW_S3_ENDPOINT_URL"] == settings["MLOPS_S3_ENDPOINT_URL"]
 
 
+def test_every_web_server_of_compose_stands_behind_the_guard_and_under_the_limits():
+    guarded = {"webserver": ["mlops", "web", "dagster"], "serve": ["mlops", "serve"], "staging": ["mlops", "serve"]}
+    assert {name for name, one in ours().items() if "ports" in one} == {*guarded, "mlflow"}
+    for name, command in guarded.items():
+        assert ours()[name]["command"][: len(command)] == command
+    from mlops_assets.settings import load_settings
+    from mlops_assets.up import mlflow_environment
+
+    own = mlflow_environment(load_settings(mlflow_database_url="postgresql://h/m"))["MLFLOW_UVICORN_OPTS"]
+    assert ours()["mlflow"]["environment"]["MLFLOW_UVICORN_OPTS"] == own
+
+
 def test_only_the_registrar_has_the_private_key():
     holders = {name for name, s in ours().items() if any("signing" in v for v in s.get("volumes", []))}
     assert holders == {"migrate", "code"}
@@ -194,7 +207,7 @@ def test_the_command_of_each_service_is_understood(name):
         assert callable(migrate) and callable(upgrade_mlflow)
         return
     words = [word for word in command[1:] if not word.startswith("-")]
-    depth = {"dagster": 2, "mlops": 1, "mlflow": 1, "dagster-daemon": 1, "dagster-webserver": 0}[command[0]]
+    depth = {"dagster": 2, "mlops": 1, "mlflow": 1, "dagster-daemon": 1}[command[0]]
     help_text = subprocess.run(
         [str(Path(sys.executable).with_name(command[0])), *words[:depth], "--help"], capture_output=True, text=True, check=True
     ).stdout

@@ -112,11 +112,11 @@ def test_doctor_finds_the_running_platform_well(platform, monkeypatch):
 def test_a_button_of_the_dashboard_is_a_run_in_dagster_and_its_refusal_a_sentence(platform):
     address = platform.known["dagster_url"]
     config = {"ops": {"sentiment_stage_op": {"config": {"metric": "F1", "reason": "test"}}}}
-    done = dagster_api.wait(address, dagster_api.launch(address, "sentiment_stage", config, "somebody"))
+    done = dagster_api.wait(address, dagster_api.launch(address, "sentiment_stage", config))
     assert (done.status, done.refused) == ("FAILURE", True)  # nothing is registered yet
     assert "sentiment" in done.sentence
     with pytest.raises(OSError, match=r"was not launched: .*metrik"):
-        dagster_api.launch(address, "sentiment_stage", {"ops": {"sentiment_stage_op": {"config": {"metrik": "F1"}}}}, "somebody")
+        dagster_api.launch(address, "sentiment_stage", {"ops": {"sentiment_stage_op": {"config": {"metrik": "F1"}}}})
 
 
 def test_a_killed_service_is_back(platform):

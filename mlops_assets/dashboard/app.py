@@ -7,7 +7,6 @@ in the Dagster run that the button starts, so that the event log has them.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hmac
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +220,7 @@ def _launch(settings: Settings, system: str, action: str, values: dict[str, Any]
         address = settings.require("dagster_url")
         op = f"{system}_{action}_op"
         with st.spinner("Dagster"):
-            run = dagster_api.launch(address, f"{system}_{action}", {"ops": {op: {"config": values}}}, f"dashboard:{getpass.getuser()}")
+            run = dagster_api.launch(address, f"{system}_{action}", {"ops": {op: {"config": values}}})
     except (OSError, SettingsError) as error:
         st.error(f"실행하지 못했습니다. / Not started: {error}")
         return

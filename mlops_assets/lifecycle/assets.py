@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field, create_model
 
+from mlops_assets.lifecycle.actor import of_run
 from mlops_assets.lifecycle.system import ModelSystem, Picture
 from mlops_assets.settings import SystemConfig, git_commit
 
@@ -422,8 +423,8 @@ def deliver(platform: "Platform", warn: Callable[[str], None]) -> None:
 def _registrar(platform: "Platform", config: SystemConfig, context: Any) -> "Registrar":
     from mlops_assets.lifecycle.registrar import Registrar
 
-    actor = context.run.tags.get("mlops/actor") or context.run.tags.get("user") or f"run:{context.run.run_id[:8]}"
-    return Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run.run_id)
+    run_id = context.run.run_id
+    return Registrar(platform.engine, platform.settings, config, actor=of_run(run_id), dagster_run_id=run_id)
 
 
 def _value(platform: "Platform", key: dg.AssetKey, partition: str, run_id: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 from pydantic import Field, create_model
 
+from mlops_assets.lifecycle.actor import of_run
 from mlops_assets.lifecycle.assets import (
     TRAINING_POOL,
     champion_event,
@@ -203,7 +204,7 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
         from mlops_assets.lifecycle.registrar import Refused, Registrar
 
         platform = open_platform()
-        actor = context.run.tags.get("mlops/actor") or context.run.tags.get("user") or f"run:{context.run_id[:8]}"
+        actor = of_run(context.run_id)
         try:
             done = do(Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run_id))
         except Refused as error:
@@ -238,7 +239,7 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
             name,
             platform.settings.public_keys_path,
             rollback_depth=platform.settings.rollback_depth,
-            actor=f"run:{context.run_id[:8]}",
+            actor=of_run(context.run_id),
             dry_run=config.dry_run,
         )
         for kept in done.keep:

@@ -7,8 +7,6 @@ The web framework is imported late: the first models load while Python reads it.
 from __future__ import annotations
 
 import ctypes
-import signal
-import socket
 import sys
 import threading
 from contextlib import suppress
@@ -21,6 +19,9 @@ from mlops_assets.serving.metrics import ServerMetrics
 from mlops_assets.serving.models import Follower
 from mlops_assets.serving.otp import Otp
 from mlops_assets.store import ObjectStore
+from mlops_assets.supervise import PortTaken, listen
+
+__all__ = ["PortTaken", "Server", "create_app", "serve"]
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -86,10 +87,6 @@ def create_app(settings: Settings, channel: Channel = "champion", *, load_second
     return build(Server(settings, channel, load_seconds))
 
 
-class PortTaken(OSError):
-    """Something else listens there. The message names the setting that changes the port."""
-
-
 def serve(settings: Settings, channel: Channel = "champion") -> None:
     """Run until SIGINT or SIGTERM; requests in flight are finished.
 
@@ -97,29 +94,16 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
         PortTaken
     """
     name, port = ("MLOPS_SERVE_PORT", settings.serve_port) if channel == "champion" else ("MLOPS_STAGING_PORT", settings.staging_port)
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, port))
-    except OSError as error:
-        listener.close()
-        raise PortTaken(f"{settings.host}:{port} cannot be listened on ({error.strerror}): set {name} to a free port") from None
+    listener = listen(settings.host, port, name)
     _few_heaps()
     sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(settings, channel)
     server.follower.restore()
-    import uvicorn
-
+    from mlops_assets import limits
+    from mlops_assets.guard import Guard
     from mlops_assets.serving.routes import build
 
-    app = build(server)
-    config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", ws="none", access_log=False, log_config=None, timeout_graceful_shutdown=10
-    )
-    # uvicorn shuts down on both signals and then raises them again: that second time must end the process cleanly, not kill it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    limits.run(Guard(build(server), settings), listener, limits.Limits.of(settings), ws="none")
 
 
 def _few_heaps() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlops_assets.lifecycle import ledger, pipeline
+from mlops_assets.lifecycle.actor import of_command
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import Settings, load_config, load_settings, merge, read_yaml
 from mlops_assets.systems.sentiment.config import SentimentConfig
@@ -187,7 +188,7 @@ class ModelTrainer:
             value = ledger.get_value(connection, "sentiment/registered_model", version, outcome.run_id)
         assert value is not None
         choice = self._ask("모델 단계를 선택하세요 / Choose its alias: 1. candidate  2. champion  3. archive (none): ").strip()
-        registrar = Registrar(platform.engine, settings, self.config, actor="interactive")
+        registrar = Registrar(platform.engine, settings, self.config, actor=of_command())
         try:
             if choice == "1":
                 registrar.stage(version=value["version"], reason="chosen interactively")
