@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlops_assets.store import ObjectStore
 
 SHOWN = 5
+EXCERPT = 200
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Rejected:
 
     code: str
     excerpt: str
+
+    @classmethod
+    def of(cls, code: str, seen: str) -> Rejected:
+        """With what was seen as the database can keep it: short, no zero byte, no half of a surrogate pair (JSON may hold one)."""
+        return cls(code, seen[:EXCERPT].replace("\x00", "\ufffd").encode("utf-8", "replace").decode())
+
+
+def shown(value: object) -> str:
+    """The beginning of a value as text, also of one that is nested more deeply than Python writes."""
+    try:
+        return str(value)[:EXCERPT]
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
 
 
 class Cleaned(Protocol):

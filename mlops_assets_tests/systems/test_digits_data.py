@@ -307,6 +307,96 @@ def test_emnist_is_turned_the_right_way_and_its_letters_are_left_out(version, cl
     assert {image.tobytes() for digits in found for image in digits.images[digits.origins == "emnist"]} == wanted
 
 
+# --- what can be read in two ways -----------------------------------------------------------------------------------------------
+
+
+def shard(number: int | str, count: int = 20, *, gz: str = "", separator: str = "-") -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """(pictures, their labels) of a shard, each of other pictures and with labels that begin at its number."""
+    seed = int(str(number)[-1])
+    names = (f"train-{what}-{number}{separator}idx{n}-ubyte{gz}" for what, n in (("images", 3), ("labels", 1)))
+    content = idx_bytes(pixels(count, 10 + seed)), idx_bytes(np.arange(count) % 10)
+    pictures, labels = ({name: gzip.compress(one) if gz else one} for name, one in zip(names, content, strict=True))
+    return pictures, labels
+
+
+def test_idx_files_pair_by_their_names_and_never_by_their_order(version, clean, rows) -> None:
+    (one, _), (two, two_labels) = shard(1), shard(2)
+    done = clean(version("v1", mnist() | one | two | two_labels))
+    assert done.refused_files == {next(iter(one)): "no_labels"}
+    naive = dict(zip(sorted([*one, *two]), sorted(two_labels), strict=False))
+    assert naive[next(iter(one))] == next(iter(two_labels)), "control: in their order, shard 1 takes the labels of shard 2"
+    frame = rows("v1")
+    assert frame["path"].str.startswith(next(iter(two))).sum() == 20 and done.accepted == 260
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        (shard(1)[0] | shard(2)[1], {"train-images-1-idx3-ubyte": "no_labels", "train-labels-2-idx1-ubyte": "no_images"}),
+        (shard(1, gz=".gz")[0] | shard(1)[1], {}),  # only one of them is packed
+        (shard(1)[0] | shard(1)[1] | shard(1, gz=".gz")[0] | shard(1, gz=".gz")[1], {}),  # both forms of the same
+        (shard(1, separator=".")[0] | shard(1)[1], {}),
+        ({f"images/{k}": v for k, v in shard(1)[0].items()} | {f"labels/{k}": v for k, v in shard(1)[1].items()}, {}),
+        (
+            {f"a/{k}": v for k, v in shard(1)[0].items()} | {f"b/{k}": v for k, v in shard(1)[1].items()},
+            {"a/train-images-1-idx3-ubyte": "no_labels", "b/train-labels-1-idx1-ubyte": "no_images"},
+        ),
+        (
+            shard(1, separator=".")[0] | shard(1)[0] | shard(1, separator="_")[1],
+            dict.fromkeys(("train-images-1.idx3-ubyte", "train-images-1-idx3-ubyte", "train-labels-1_idx1-ubyte"), "ambiguous_pair"),
+        ),
+        (shard("01")[0] | shard(1)[1], {"train-images-01-idx3-ubyte": "no_labels", "train-labels-1-idx1-ubyte": "no_images"}),
+        (
+            {"train-images-9-idx3-ubyte": idx_bytes(np.zeros((2, 28, 28, 3))), "train-labels-9-idx1-ubyte": idx_bytes(np.zeros(2))},
+            {"train-images-9-idx3-ubyte": "not_idx", "train-labels-9-idx1-ubyte": "no_images"},
+        ),
+        (
+            {"train-images-9-idx3-ubyte": idx_bytes(np.zeros(2)), "train-labels-9-idx1-ubyte": idx_bytes(np.zeros((2, 28, 28)))},
+            {"train-images-9-idx3-ubyte": "not_idx", "train-labels-9-idx1-ubyte": "not_idx"},
+        ),
+    ],
+)
+def test_which_idx_files_are_a_pair(version, clean, rows, files: Mapping[str, bytes], refused: Mapping[str, str]) -> None:
+    done = clean(version("v1", mnist() | files))
+    assert done.refused_files == refused
+    assert done.accepted == 240 + (0 if refused else 20) and len(rows("v1")) == done.accepted
+
+
+def test_an_index_that_says_two_things_is_not_believed(version, clean, rows, engine: Engine) -> None:
+    names = {f"more/{name}.png": drawing(3, 900 + n) for n, name in enumerate("abcd")}
+    lines = [
+        '{"file": "a.png", "label": 3, "label": 5}',
+        '{"file": "b.png", "label": 3, "writer": 17}',
+        '{"file": "b.png", "label": 5}',
+        '{"file": "c.png", "file": "d.png", "label": 3}',
+        '{"file": "d.png", "label": 3, "writer": "\\ud800"}',
+        '{"file": "\\ud800.png", "label": 3}',
+        '{"file": "d.png", "label": 3, "note": "a\u2028b"}',  # no end of a line in JSON
+    ]
+    twice = {"twice/dataset.csv": b"image,label,label\nx.png,1,2\n", "twice/x.png": drawing(1, 950)}
+    wide = {
+        "wide/dataset.csv": b"image,label\ny.png,1,2\nz.png\nw.png,1\n",
+        **{f"wide/{n}.png": drawing(1, 960 + i) for i, n in enumerate("yw")},
+    }
+    done = clean(version("v1", mnist() | names | {"more/labels.jsonl": "\n".join(lines).encode()} | twice | wide))
+    assert done.refused_files == {"twice/dataset.csv": "not_an_index"}
+    assert {key: code for key, code in quarantined(engine, "v1").items() if "mnist" not in key[0]} == {
+        ("more/labels.jsonl", 1): "malformed_row",
+        ("more/labels.jsonl", 2): "conflicting_labels",
+        ("more/labels.jsonl", 3): "conflicting_labels",
+        ("more/a.png", 0): "unlabelled",
+        ("more/labels.jsonl", 4): "malformed_row",
+        ("more/labels.jsonl", 5): "malformed_row",
+        ("more/labels.jsonl", 6): "missing_file",
+        ("more/c.png", 0): "unlabelled",
+        ("twice/x.png", 0): "unlabelled",
+        ("wide/dataset.csv", 2): "malformed_row",
+        ("wide/dataset.csv", 3): "malformed_row",
+        ("wide/y.png", 0): "unlabelled",
+    }
+    assert done.origins == {"drawn": 2, "mnist": 240}
+
+
 # --- splits ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -304,6 +304,89 @@ def test_folders_that_an_archive_of_windows_wrote_into_names_are_folders(version
     assert (done.accepted, done.quarantined) == (40, {}) and set(rows("v1")["label"]) == {0, 1}
 
 
+# --- what can be read in two ways -----------------------------------------------------------------------------------------------
+
+
+def pieces(where: Callable[[str, int], str], count: int = 40) -> dict[str, bytes]:
+    """Photos of unlike pieces, good and defective in turns: `where` (label, number) says in which folder each lies."""
+    return {f"{where('defective' if n % 2 else 'good', n)}/p{n:03d}.jpg": photo(n) for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda label, n: f"{label}/{n // 2 % 2}",  # two cameras
+        lambda label, n: f"{n // 2 % 2}/{label}",
+        lambda label, n: f"{label}/lot/ {n // 2 % 2}",
+        lambda label, n: f"{label}/{label.upper()}/1",
+    ],
+)
+def test_a_number_below_a_label_is_no_label(version, clean, rows, where) -> None:
+    files = pieces(where)
+    done = clean(version("v1", files))
+    assert done.quarantined == {} and done.accepted == 40
+    assert {name: label == 1 for name, label in rows("v1").set_index("path")["label"].items()} == {
+        name: "defective" in name.lower() for name in files
+    }
+    naive = {name: next((part.strip() for part in reversed(name.split("/")[:-1]) if part.strip() in "01"), None) for name in files}
+    assert any(("defective" in name.lower()) != (naive[name] == "1") for name in files), "control: the nearest folder says otherwise"
+
+
+def test_numbers_alone_are_labels_where_nothing_in_the_version_speaks_against_it(version, clean, rows, engine: Engine) -> None:
+    clean(version("v1", pieces(lambda label, n: "1" if label == "defective" else "0")))
+    assert set(rows("v1").groupby("label").size()) == {20}
+    mixed = pieces(lambda label, n: f"{label}/{n // 2 % 2}") | {"test/0/x.jpg": photo(700), "test/1/y.jpg": photo(701)}
+    assert clean(version("v2", mixed)).quarantined == {"unknown_label": 2}, "they count cameras there: why not here too?"
+
+
+def test_two_labels_on_one_path_are_named_and_nobody_chooses(version, clean, engine: Engine) -> None:
+    two = {"good/defective/a.jpg": photo(700), "결함/shift/정상/b.jpg": photo(701), "0/1/c.jpg": photo(702)}
+    done = clean(version("v1", folders() | two))
+    assert done.quarantined == {"conflicting_labels": 3} and done.accepted == 40
+    assert excerpts(engine, "v1")["good/defective/a.jpg", 0] == "good/defective/a.jpg: good by good and defective by defective"
+    assert excerpts(engine, "v1")["결함/shift/정상/b.jpg", 0] == "결함/shift/정상/b.jpg: good by 정상 and defective by 결함"
+
+
+def excerpts(engine: Engine, name: str) -> dict[tuple[str, int], str]:
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT source, line, excerpt FROM quarantined_row WHERE version = :v"), {"v": name})
+        return {(row.source, row.line): row.excerpt for row in found}
+
+
+def test_an_index_and_the_folders_that_say_otherwise(version, clean, rows, engine: Engine) -> None:
+    """Words against words: nobody chooses. Words of an index against numbers of folders: these count cameras, also where no index is."""
+    files = pieces(lambda label, n: f"photos/{n // 2 % 2}") | {"good/a.jpg": photo(700), "photos/1/unnamed.jpg": photo(701)}
+    items = [{"FilePath": f"photos/{n // 2 % 2}/p{n:03d}.jpg", "label_value": "defective" if n % 2 else "good"} for n in range(40)]
+    items.append({"FilePath": "good/a.jpg", "label_value": "defective"})
+    done = clean(version("v1", files | {"labels.json": index(items)}))
+    assert done.quarantined == {"conflicting_labels": 1, "unknown_label": 1} and done.accepted == 40
+    assert excerpts(engine, "v1")["labels.json", 41] == "good/a.jpg: good by the folder good and defective by 'defective' in the index"
+    assert (rows("v1").set_index("path")["label"] == [int(name[-7:-4]) % 2 for name in rows("v1")["path"]]).all()
+
+
+def test_indexes_that_disagree_settle_nothing(version, clean, rows, engine: Engine) -> None:
+    """Also where one of them contradicts the folder, and the other does not."""
+    first = [{"FilePath": "photos/a.jpg", "label_value": 0}, {"FilePath": "photos/b.jpg", "label_value": 0}]
+    second = [{"FilePath": "photos/a.jpg", "label_value": 1}, {"FilePath": "photos/b.jpg", "label_value": "정상"}]
+    against = [{"FilePath": "good/c.jpg", "label_value": "defective"}, {"FilePath": "photos/b.jpg", "label_value": 7}]
+    also = [{"FilePath": "good/c.jpg", "label_value": "good"}, {"FilePath": "photos/a.jpg", "label_value": 1}]
+    photos = {"photos/a.jpg": photo(700), "photos/b.jpg": photo(701), "good/c.jpg": photo(702), "good/copy-of-c.jpg": photo(702)}
+    indexes = {f"{n}.json": index(items) for n, items in enumerate((first, second, against, also))}
+    clean(version("v1", folders() | photos | indexes))
+    assert quarantined(engine, "v1") == {
+        ("0.json", 1): "conflicting_labels",
+        ("1.json", 1): "conflicting_labels",
+        ("3.json", 2): "conflicting_labels",
+        ("1.json", 2): "duplicate_image",
+        ("2.json", 2): "unknown_label",
+        ("2.json", 1): "conflicting_labels",
+        ("3.json", 1): "conflicting_labels",
+        ("good/copy-of-c.jpg", 0): "conflicting_labels",
+    }
+    assert excerpts(engine, "v1")["0.json", 1] == "photos/a.jpg: good in 0.json item 1, defective in 1.json item 1"
+    assert rows("v1").set_index("path").loc["photos/b.jpg", "label"] == 0
+
+
 # --- families and splits --------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from mlops_assets.images import BadImage, Limits
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, near_pairs
-from mlops_assets.ingest.rows import Rejected, Violation, torn, violations
+from mlops_assets.ingest.rows import EXCERPT, Rejected, Violation, shown, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -77,6 +78,7 @@ FILE_REASONS: Final = {
     "not_28": "holds pictures of another size than 28 x 28",
     "no_labels": "has no labels beside it",
     "no_images": "has no pictures beside it",
+    "ambiguous_pair": "has a name that several files of pictures or labels share: rename them so that each pair has its own",
     "count_mismatch": "has another number of labels than of pictures",
     "too_large_index": "is too large for an index",
     LFS_POINTER: f"is {LFS_REASON}",
@@ -90,7 +92,6 @@ MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_ROWS: Final = 100_000
 ROW_GROUP_ROWS: Final = 4_096
 PREPARED_AT_ONCE: Final = 1_000
-EXCERPT: Final = 200
 EXAMPLES: Final = 20
 SHEET_PER_LABEL: Final = 4
 
@@ -121,7 +122,11 @@ class Row:
     rejected: Rejected | None = None
 
     def reject(self, code: str, excerpt: str = "") -> None:
-        self.rejected = Rejected(code, (excerpt or self.name).replace("\x00", "\ufffd")[:EXCERPT])
+        self.rejected = Rejected.of(code, excerpt or self.name)
+
+    @property
+    def where(self) -> str:
+        return f"{self.source} line {self.line}"
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -161,15 +166,21 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
 
     def refuse(entry: Entry, code: str, excerpt: str) -> None:
         taken.add(entry.key)
-        done.refused[names[entry.key]] = (entry, Rejected(code, excerpt[:EXCERPT]))
+        done.refused[names[entry.key]] = (entry, Rejected.of(code, excerpt))
 
     for entry in ordered:
         if _matches(entry, section.ignored_files):
             refuse(entry, "not_digits", posixpath.basename(entry.path))
     for source in section.idx:
-        for pictures, labels in _pairs([entry for entry in ordered if entry.key not in taken], source):
-            _take_pair(store, source, pictures, labels, names, done, refuse)
-            taken |= {entry.key for entry in (pictures, labels) if entry is not None}
+        for pictures, labels in list(_pairs([entry for entry in ordered if entry.key not in taken], source)):
+            if pictures and labels and (len(pictures) > 1 or len(labels) > 1 or pictures == labels):
+                for entry in {entry.key: entry for entry in (*pictures, *labels)}.values():
+                    other = next((other for other in (*labels, *pictures) if other is not entry), entry)
+                    refuse(entry, "ambiguous_pair", f"{posixpath.basename(entry.path)} and {posixpath.basename(other.path)}")
+                continue
+            for picture, label in zip_longest(pictures, labels):
+                taken |= {entry.key for entry in (picture, label) if entry is not None}
+                _take_pair(store, source, picture, label, names, done, refuse)
     by_path = Paths(ordered)
     for drawn in section.drawn:
         for entry in (entry for entry in ordered if entry.key not in taken and _matches(entry, (drawn.index,))):
@@ -200,15 +211,39 @@ def _matches(entry: Entry, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(base, pattern.lower()) for pattern in patterns)
 
 
-def _pairs(entries: Sequence[Entry], source: IdxSection) -> Iterator[tuple[Entry | None, Entry | None]]:
-    """Pictures with the labels that lie in the same folder of the same version; what is alone stands alone."""
-    folders: dict[tuple[str, str], tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
+def _pairs(entries: Sequence[Entry], source: IdxSection) -> Iterator[tuple[Sequence[Entry], Sequence[Entry]]]:
+    """Pictures with the labels of the same version, folder and name: one of each is a pair, whatever is without a partner stands alone.
+
+    First by the whole name, then without `.gz`: who lands both forms means the same pictures.
+    """
+    named: tuple[list[Entry], list[Entry]] = ([], [])
     for entry in entries:
         for number, pattern in enumerate((source.images, source.labels)):
             if _matches(entry, (pattern,)):
-                folders[entry.from_version, posixpath.dirname(entry.path)][number].append(entry)
-    for pictures, labels in folders.values():
-        yield from zip_longest(pictures, labels)
+                named[number].append(entry)
+    for whole in (True, False):
+        found: dict[tuple[str, ...], tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
+        for number, pattern in enumerate((source.images, source.labels)):
+            for entry in named[number]:
+                found[_pair_name(entry, pattern, whole)][number].append(entry)
+        pairs = [pair for pair in found.values() if not whole or (len(pair[0]), len(pair[1])) == (1, 1)]
+        yield from pairs
+        taken = {entry.key for pair in pairs for side in pair for entry in side}
+        named = ([e for e in named[0] if e.key not in taken], [e for e in named[1] if e.key not in taken])
+
+
+def _pair_name(entry: Entry, pattern: str, whole: bool) -> tuple[str, ...]:
+    """What a file of pictures and that of their labels have in common: what `*` and `?` of their patterns stand for, but for idx3 and idx1.
+
+    Folders named after what they hold (images, labels) are one.
+    """
+    stands_for = "".join({"*": "(.*)", "?": "(.)"}.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern.lower()))
+    base = posixpath.basename(entry.path).lower()
+    found = re.fullmatch(stands_for, base)  # None: the pattern has a set of letters
+    parts = found.groups() if found else (re.sub("images?|labels?", "", base),)
+    parts = tuple(re.sub(r"[-_.]+", "-", re.sub("idx[13]", "idx", part.removesuffix("" if whole else ".gz"))) for part in parts)
+    folder = ["" if re.fullmatch("images?|labels?", name.lower()) else name for name in posixpath.dirname(entry.path).split("/")]
+    return entry.from_version, "/".join(folder), *parts
 
 
 def _take_pair(
@@ -226,7 +261,7 @@ def _take_pair(
         if entry is None:
             continue
         if other is None:
-            refuse(entry, missing, posixpath.basename(entry.path))
+            refuse(entry, missing, f"{posixpath.basename(entry.path)}: no file beside it has the same name but for that")
             continue
         try:
             found.append(_read_idx(store, entry, dimensions))
@@ -277,17 +312,16 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rej
     except UnicodeDecodeError as error:
         return Rejected("not_an_index", str(error))
     if entry.path.lower().endswith(".jsonl"):
-        return [(number, _json(line)) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return [(number, _json(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     try:
         reader = csv.DictReader(io.StringIO(text))
         if twice := unambiguous.named_twice(reader.fieldnames or ()):
             return Rejected("not_an_index", twice)
-        items = [(reader.line_num, _item(row)) for row in reader]
+        if not {"image", "label"} <= set(reader.fieldnames or ()):
+            return Rejected("not_an_index", f"columns {', '.join(reader.fieldnames or ())[:80]}, not image and label")
+        return [(reader.line_num, _item(row)) for row in reader]
     except csv.Error as error:
         return Rejected("not_an_index", str(error))
-    if not {"image", "label"} <= set(reader.fieldnames or ()):
-        return Rejected("not_an_index", f"columns {', '.join(reader.fieldnames or ())[:80]}, not image and label")
-    return list(items)
 
 
 def _item(row: Mapping[str | None, Any]) -> Any:
@@ -304,19 +338,27 @@ def _json(line: str) -> Any:
         return line
 
 
+def _is_text(value: str) -> bool:
+    """Without half of a surrogate pair, which JSON may hold and nothing else."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _drawn(names: Mapping[str, str], index: Entry, number: int, item: Any, by_path: Paths, source: DrawnSection) -> Row:
     """One line of an index as a row."""
-    row = Row(names[index.key], number, str(item)[:EXCERPT], source.origin, source.holdout)
+    row = Row(names[index.key], number, shown(item), source.origin, source.holdout)
     path, label = (item.get("file"), item.get("label")) if isinstance(item, dict) else (None, None)
     writer = item.get("writer") if isinstance(item, dict) else None
-    if not isinstance(path, str) or not isinstance(label, str | int) or isinstance(label, bool) or not isinstance(writer, str | None):
+    if not isinstance(path, str) or not isinstance(label, str | int) or isinstance(label, bool):
         row.reject("malformed_row")
+        return row
+    if not isinstance(writer, str | int | None) or isinstance(writer, bool) or not _is_text(str(writer)):
+        row.reject("malformed_row", f"the writer of {path}: {shown(writer)}")
         return row
     found = by_path.find(index, path, beside_only=True)
     if isinstance(found, tuple):
         row.reject(*found)
         return row
-    row.entry, row.name, row.id, row.writer = found, names[found.key], found.sha256, writer or None
+    row.entry, row.name, row.id, row.writer = found, names[found.key], found.sha256, None if writer in (None, "") else str(writer)
     row.origin = USERS if item.get("origin") == USERS else row.origin
     if str(label) not in LABELS:
         row.reject("bad_label", f"{path}: {label!r}")
@@ -383,7 +425,8 @@ def keep_one_of_each(rows: Iterable[Row]) -> None:
     for found in same.values():
         if len({row.label for row in found}) > 1:
             for row in found:
-                row.reject("conflicting_labels", f"{row.name} = {next(o for o in found if o.label != row.label).name}")
+                other = next(o for o in found if o.label != row.label)
+                row.reject("conflicting_labels", f"{row.name}: {row.label} in {row.where}, {other.label} in {other.where}")
         for row in sorted(found, key=lambda row: not row.holdout)[1:]:
             if row.rejected is None:
                 row.reject("duplicate_image", f"{row.name} = {found[0].name}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: Unpacked: MNIST has 47 MB, EMNIST's largest part 547 MB.
 MAX_BYTES: Final = 1024**3
 _UNSIGNED_BYTES: Final = 0x08
+_TYPES: Final = {0x08: "bytes", 0x09: "signed bytes", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
 _GZIP: Final = b"\x1f\x8b"
 
 
@@ -49,7 +50,7 @@ def read(chunks: Iterable[bytes], dimensions: int, *, max_bytes: int = MAX_BYTES
     try:
         magic = stream.read(4)
         if len(magic) < 4 or magic[:3] != bytes((0, 0, _UNSIGNED_BYTES)) or magic[3] != dimensions:
-            raise BadIdx("not_idx", f"begins with {magic.hex() or 'nothing'}: not bytes in {dimensions} dimensions")
+            raise BadIdx("not_idx", f"{_begins(magic)}, not bytes in {dimensions} dimensions")
         header = stream.read(4 * dimensions)
         if len(header) < 4 * dimensions:
             raise BadIdx("truncated_idx", "ends within its header")
@@ -64,6 +65,12 @@ def read(chunks: Iterable[bytes], dimensions: int, *, max_bytes: int = MAX_BYTES
         found = "more" if len(content) > size else str(len(content))
         raise BadIdx("truncated_idx", f"promises {size} bytes and holds {found}")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _begins(magic: bytes) -> str:
+    if len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _TYPES and magic[3] < 16:
+        return f"holds {_TYPES[magic[2]]} in {magic[3]} dimensions"
+    return f"begins with {magic.hex() or 'nothing'}"
 
 
 def write(path: Path, array: np.ndarray) -> None:

@@ -25,7 +25,7 @@ from mlops_assets.formats import OTHER_SUFFIXES, SUFFIXES
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
-from mlops_assets.ingest.rows import Rejected, Violation, torn, violations
+from mlops_assets.ingest.rows import EXCERPT, Rejected, Violation, shown, torn, violations
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -60,7 +60,7 @@ ROW_REASONS: Final = {
     "truncated": "a picture that ends too early, or is damaged",
     "animated": "several frames",
     "wrong_extension": "a name that says another format than the bytes have",
-    "conflicting_labels": "the same picture with both labels",
+    "conflicting_labels": "the same picture with both labels, by its folders, its indexes, or the other",
     "duplicate_image": "an earlier row has the same picture",
     "near_duplicate_in_train": "like a picture, or of the same piece, that training or validation has had since an earlier version",
     "in_other_split": "earlier versions have the picture in one split and its group in another",
@@ -77,7 +77,6 @@ FILE_REASONS: Final = {
 MAX_INDEX_BYTES: Final = 256 * 1024**2
 SHARD_BYTES: Final = 64 * 1024**2
 ROW_GROUP_BYTES: Final = 8 * 1024**2
-EXCERPT: Final = 200
 SHEET_PER_LABEL: Final = 16
 #: The contact sheet's photos are so large (pixels a side) and it has so many colours, the first that fits.
 SHEET_SIZES: Final = ((96, 64), (80, 48), (64, 32), (48, 24), (32, 16), (16, 8))
@@ -91,7 +90,8 @@ EXAMPLES: Final = 20
 class Row:
     """One claim: `source` and `line` say where it stands (the item of an index, from 1; 0 is a picture's own file).
 
-    `rejected` is set by the first rule that turns it away; it keeps its `entry`, if it has one, for the account of files.
+    `rejected` is set by the first rule that turns it away; it keeps its `entry`, if it has one, for the account of files. `said`: every
+    label that its index or folders say, also when they disagree.
     """
 
     source: str
@@ -101,9 +101,14 @@ class Row:
     label: int | None = None
     group: str | None = None
     rejected: Rejected | None = None
+    said: frozenset[int] = frozenset()
 
     def reject(self, code: str, excerpt: str = "") -> None:
-        self.rejected = Rejected(code, (excerpt or self.name).replace("\x00", "\ufffd")[:EXCERPT])
+        self.rejected = Rejected.of(code, excerpt or self.name)
+
+    @property
+    def where(self) -> str:
+        return f"{self.source} item {self.line}" if self.line else self.source
 
     @property
     def sha256(self) -> str:
@@ -148,7 +153,7 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
     ordered = sorted(manifest.entries, key=lambda entry: (entry.from_version == manifest.version, entry.from_version, entry.path))
     names = {entry.key: _name_of(entry, manifest) for entry in ordered}
     done = Scanned()
-    readers = _Labels(section)
+    readers = _Labels(section, ordered)
     by_path = Paths(ordered)
     for entry in (entry for entry in ordered if _matches(entry.path, section.index_files)):
         items = _read_index(store, entry)
@@ -164,9 +169,8 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
         if _suffix(entry.path) not in SUFFIXES and _suffix(entry.path) not in OTHER_SUFFIXES:
             done.refused[names[entry.key]] = (entry, Rejected("unexpected_file", posixpath.basename(entry.path)))
             continue
-        row = Row(names[entry.key], 0, names[entry.key], entry, readers.of_folder(entry.path))
-        if row.label is None:
-            row.reject("unknown_label")
+        row = Row(names[entry.key], 0, names[entry.key], entry)
+        _take_label(row, readers.of_folders(entry))
         done.rows.append(row)
     _set_masks_aside(done.rows, ordered, section)
     for row in done.rows:
@@ -195,13 +199,38 @@ def _plain(text: str) -> str:
 class _Labels:
     """Names of folders and values of `label_value` -> label number."""
 
-    def __init__(self, section: DatasetSection) -> None:
+    def __init__(self, section: DatasetSection, entries: Iterable[Entry]) -> None:
         self.known = {_plain(name): number for number, label in LABELS.items() for name in section.labels[label]}
+        self._numbers_are_none: set[str] = set()
+        for entry in entries:
+            words, numbers = self._named(entry.path)
+            if words and not words.keys() >= numbers.keys():
+                self._numbers_are_none.add(entry.from_version)
 
-    def of_folder(self, path: str) -> int | None:
-        """That of the nearest folder that is one."""
-        folders = reversed((normal_path(path) or path).split("/")[:-1])
-        return next((self.known[name] for name in map(_plain, folders) if name in self.known), None)
+    def _named(self, path: str) -> tuple[dict[int, str], dict[int, str]]:
+        """(label -> the folder that says it) by words, and by numbers."""
+        words: dict[int, str] = {}
+        numbers: dict[int, str] = {}
+        for folder in (normal_path(path) or path).split("/")[:-1]:
+            if (label := self.known.get(_plain(folder))) is not None:
+                (numbers if folder.strip().isdecimal() else words).setdefault(label, folder)
+        return words, numbers
+
+    def by_words(self, path: str) -> dict[int, str]:
+        """Label -> the folder that says it, of those that are no number: a number may count cameras, lots or days as well."""
+        return self._named(path)[0]
+
+    def of_folders(self, entry: Entry) -> dict[int, str]:
+        """Label -> the folder that says it. A number says one where no word does, and nowhere in the version is something else."""
+        words, numbers = self._named(entry.path)
+        return words or ({} if entry.from_version in self._numbers_are_none else numbers)
+
+    def numbers_are_none(self, entry: Entry) -> None:
+        """An index says otherwise than a number in a path: it counts something else in this version."""
+        self._numbers_are_none.add(entry.from_version)
+
+    def of_number(self, path: str) -> dict[int, str]:
+        return self._named(path)[1]
 
     def of_value(self, value: object) -> int | None:
         if isinstance(value, bool) or not isinstance(value, str | int):
@@ -228,13 +257,13 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
             return Rejected("wrong_shape", str(twice)[:EXCERPT])
     items = annotation.get("data") if isinstance(annotation, dict) else None
     if not isinstance(items, list) or not items:
-        return Rejected("wrong_shape", f"found {type(content).__name__}: {str(content)[:80]}")
+        return Rejected("wrong_shape", f"found {type(content).__name__}: {shown(content)[:80]}")
     return items
 
 
 def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, paths: Paths, labels: _Labels) -> Row:
     """One item of an index as a row."""
-    row = Row(names[index.key], number, str(item)[:EXCERPT])
+    row = Row(names[index.key], number, shown(item))
     path = item.get("FilePath") if isinstance(item, dict) else None
     if not isinstance(item, dict) or not isinstance(path, str) or item.get("label_value") is None:
         row.reject("malformed_row")
@@ -243,13 +272,29 @@ def _indexed(names: Mapping[str, str], index: Entry, number: int, item: object, 
     if isinstance(found, tuple):
         row.reject(*found)
         return row
-    row.entry, row.name, row.label = found, names[found.key], labels.of_value(item["label_value"])
-    folder = labels.of_folder(found.path)
-    if row.label is None:
-        row.reject("unknown_label", f"{item['label_value']!r} of {path}")
-    elif folder is not None and folder != row.label:
-        row.reject("conflicting_labels", f"{path}: {LABELS[row.label]} in the index, {LABELS[folder]} by its folder")
+    row.entry, row.name = found, names[found.key]
+    value = item["label_value"]
+    in_index = labels.of_value(value)
+    by_folder = {label: f"the folder {folder}" for label, folder in labels.by_words(found.path).items()}
+    if in_index is None:
+        row.reject("unknown_label", f"{shown(value)!r} of {path}")
+    else:
+        _take_label(row, by_folder | {in_index: f"{value!r} in the index"})
+    if row.label is not None and not labels.of_number(found.path).keys() <= {row.label}:
+        labels.numbers_are_none(found)
     return row
+
+
+def _take_label(row: Row, said: Mapping[int, str]) -> None:
+    """The label that everything says, or why there is none: (label -> what says it)."""
+    row.said = frozenset(said)
+    if len(said) == 1:
+        (row.label,) = said
+    elif said:
+        readings = " and ".join(f"{LABELS[label]} by {what}" for label, what in sorted(said.items()))
+        row.reject("conflicting_labels", f"{row.name}: {readings}")
+    else:
+        row.reject("unknown_label")
 
 
 def _set_masks_aside(rows: Iterable[Row], entries: Iterable[Entry], section: DatasetSection) -> None:
@@ -285,15 +330,25 @@ class Picture:
 
 
 def keep_one_of_each(rows: Iterable[Row]) -> None:
-    """The same bytes twice: with one label the first row stays, with both labels none does."""
+    """The same bytes twice: with one label the first row stays; with both labels none does, whoever says so, a row that contradicts itself
+    too."""
     same: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        same[row.sha256].append(row)
+        if row.entry is not None and (row.rejected is None or row.rejected.code == "conflicting_labels"):
+            same[row.sha256].append(row)
     for found in same.values():
-        labels = {row.label for row in found}
-        for row in found if len(labels) > 1 else found[1:]:
-            other = next(o for o in found if (o.label != row.label if len(labels) > 1 else o is found[0]))
-            row.reject("conflicting_labels" if len(labels) > 1 else "duplicate_image", f"{row.name} = {other.name}")
+        alive = [row for row in found if row.rejected is None]
+        if len(frozenset[int]().union(*(row.said for row in found))) > 1:
+            for row in alive:
+                other = next(o for o in found if o.said != row.said)
+                row.reject("conflicting_labels", f"{row.name}: {_said(row)} in {row.where}, {_said(other)} in {other.where}")
+        else:
+            for row in alive[1:]:
+                row.reject("duplicate_image", f"{row.name} = {alive[0].name}")
+
+
+def _said(row: Row) -> str:
+    return " and ".join(LABELS[label] for label in sorted(row.said))
 
 
 def inspect(store: ObjectStore, rows: Sequence[Row], folder: Path, threads: int) -> dict[str, Picture]:
@@ -519,7 +574,7 @@ def _judge(
     for row in scanned.alive():
         if row.entry is not None and row.entry.size == 0:
             row.reject("empty_file")  # before its bytes are compared: all empty files are alike
-    keep_one_of_each(scanned.alive())
+    keep_one_of_each(scanned.rows)
     pictures = inspect(store, scanned.alive(), folder, threads)
     rows = scanned.alive()
     bits = np.stack([pictures[row.sha256].bits for row in rows]) if rows else np.empty((0, 4), np.uint64)
