@@ -492,7 +492,7 @@ def scenario(
     Without a version the newest one is taken. A run of the sensor over the same version is waited for, not repeated.
     """
     from mlops_assets.jobs import run_job
-    from mlops_assets.lifecycle.history import outcomes
+    from mlops_assets.lifecycle.history import outcomes, sentences
     from mlops_assets.lifecycle.jobs import MODEL_LAYERS, breakdowns_of, scenario_of
 
     found, config, settings = _system(system)
@@ -506,7 +506,6 @@ def scenario(
     refusal: str | None = None
     if missing:
         keys = [(system, "dataset"), (system, "cleaned"), *((system, variant, layer) for variant in missing for layer in MODEL_LAYERS)]
-        keys += [(system, "champion")] if len(found.variants) == 1 else []
         outcome = run_job(settings, f"{system}_models", partition=version, assets=[[part for part in key if part] for key in keys])
         if not outcome.success:
             if broken := breakdowns_of(outcome.run_id):
@@ -521,12 +520,17 @@ def scenario(
     if unjudged := [variant or system for variant in variants if variant not in done]:
         raise Stop(2, f"no verdict on {version} of {', '.join(unjudged)}: see `mlops history {system}` and the runs in the Dagster UI")
     done = {variant: done[variant] for variant in variants}
-    value = {"system": system, "dataset_version": version, "outcomes": done}
-    _out(value, as_json, [f"{variant or system} on {version}: {outcome}" for variant, outcome in done.items()])
+    with _platform(settings).engine.connect() as connection:
+        why = {variant: sentence for variant, sentence in sentences(connection, system, version).items() if variant in done}
+    value = {"system": system, "dataset_version": version, "outcomes": done, "why": why}
+    said = {variant: f"{outcome}: {why[variant]}" if variant in why else outcome for variant, outcome in done.items()}
+    _out(value, as_json, [f"{variant or system} on {version}: {line}" for variant, line in said.items()])
     if all(outcome == "skipped" for outcome in done.values()):
         raise Stop(1, f"nothing to train: {system} has no champion whose data {version} extends", document_printed=True)
     if all(outcome in ("refused", "skipped") for outcome in done.values()):
-        raise Stop(1, "every model was refused / 최소값을 넘지 못해 모델 등록에 실패하였습니다.", document_printed=True)
+        all_of_them = "; ".join(f"{variant or system}: {why[variant]}" for variant in done if variant in why)
+        message = f"every model was refused: {all_of_them} / 최소값을 넘지 못해 모델 등록에 실패하였습니다."
+        raise Stop(1, message, document_printed=True)
 
 
 def _version_asked(settings: Settings, system: str, version: str, folder_path: str) -> str:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 LOCATION = "mlops_assets"
+#: A run's tags: what came of it (refused, registered or promoted) and the sentence that says why. Of one model of several they stand under
+#: `mlops/outcome.<model>` and `mlops/why.<model>`.
+OUTCOME, WHY = "mlops/outcome", "mlops/why"
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
 
 #: A proxy must not stand between the platform and its own services.
@@ -80,8 +83,9 @@ def result(address: str, run_id: str) -> RunResult:
     tags = {tag["key"]: tag["value"] for tag in run.get("tags", [])}
     failures = [event for event in data["logsForRun"].get("events", []) if event]
     sentences = [(event.get("failureMetadata") or {}).get("description") or (event.get("error") or {}).get("message") for event in failures]
-    refused = tags.get("mlops/outcome") == "refused"
-    return RunResult(run_id, run.get("status", "NOT_FOUND"), refused, next((s for s in sentences if s), ""))
+    refused = tags.get(OUTCOME) == "refused"
+    told = [tags.get(WHY)] if refused else []
+    return RunResult(run_id, run.get("status", "NOT_FOUND"), refused, next((s for s in [*told, *sentences] if s), ""))
 
 
 def wait(address: str, run_id: str, seconds: float = 120) -> RunResult:

@@ -15,6 +15,7 @@ import dagster as dg
 from mlops_assets.ingest.sensors import reconciliation
 from mlops_assets.lifecycle.sensors import mirror_sensor
 from mlops_assets.monitoring.sensors import failure_sensor, stray_sensor
+from mlops_assets.resources.console import LOGGERS
 from mlops_assets.resources.executor import run_executor
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -57,6 +58,7 @@ def build_defs(settings: Settings | None = None, overrides: Mapping[str, Any] | 
         sensors=[mirror_sensor(SYSTEMS, open_platform), failure_sensor(open_platform), stray_sensor()],
         resources=resources,
         executor=run_executor,
+        loggers=LOGGERS,
     )
     return dg.Definitions.merge(*systems, *[reconciliation(name) for name in (*SYSTEMS, *DATA_SYSTEMS)], shared)
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import dagster as dg
 
+from mlops_assets.dagster_api import OUTCOME, WHY
 from mlops_assets.definitions import build_defs
 from mlops_assets.lifecycle.actor import as_command
+from mlops_assets.resources.console import ON_A_TERMINAL
 from mlops_assets.resources.launcher import HOST_TAG
 from mlops_assets.settings import Settings, export
 
@@ -55,14 +57,14 @@ def run_job(
         with as_command():
             result = definitions.resolve_job_def(job).execute_in_process(
                 instance=instance,
-                run_config=dict(config or {}),
+                run_config={**ON_A_TERMINAL, **(config or {})},
                 partition_key=partition,
                 asset_selection=[dg.AssetKey(list(parts)) for parts in assets] if assets else None,
                 tags={HOST_TAG: socket.gethostname()},
                 raise_on_error=False,
             )
         run = instance.get_run_by_id(result.run_id)
-        refused = run is not None and run.tags.get("mlops/outcome") == "refused"
+        refused = run is not None and run.tags.get(OUTCOME) == "refused"
     reasons = [
         event.step_failure_data.user_failure_data.description
         if event.step_failure_data.user_failure_data
@@ -72,4 +74,6 @@ def run_job(
     ]
     checks = [e.description for e in result.get_asset_check_evaluations() if not e.passed and e.blocking]
     sentence = next((reason for reason in [*checks, *reasons] if reason), None)
+    if refused and run is not None:
+        sentence = run.tags.get(WHY, sentence)
     return Outcome(result.run_id, result.success, refused, sentence)

@@ -360,6 +360,50 @@ def test_a_scenario_tells_what_broke_from_what_was_refused(run, toy, variants, c
         assert json.loads(out)["outcomes"] == {name: "promoted" if f1 == 0.9 else "refused" for name, f1 in variants.items()}
 
 
+REFUSALS = {
+    "train": ("train", "toy", "--dataset-version", "v1", "--model-type", "weak"),
+    "scenario": ("scenario", "toy"),
+    "stage": ("stage", "toy"),
+    "produce": ("produce", "toy", "--reason", "r"),
+    "rollback": ("rollback", "toy", "--reason", "r"),
+}
+
+
+@pytest.mark.parametrize("command", REFUSALS)
+def test_a_refusal_is_told_in_words_and_nothing_looks_broken(toy, capfd, command):
+    """Every command that ends with 1: today's 70 lines of a stack trace are none."""
+    toy({"weak": 0.5, "weaker": 0.4})
+    with pytest.raises(SystemExit) as ended:
+        main(list(REFUSALS[command]))
+    shown = capfd.readouterr().err
+    assert ended.value.code == 1
+    for word in ("Stack Trace", "Traceback", 'File "', "ERROR", "Error", "STEP_FAILURE"):
+        assert word not in shown
+    if command in ("train", "scenario"):
+        assert "register_threshold: F1 0.500 < 0.800" in shown and "F1 0.500 < 0.800" in shown.splitlines()[-1]
+    else:
+        assert "toy has no" in shown.splitlines()[-1]
+
+
+def test_what_broke_shows_where_and_nothing_of_dagsters_own(toy, capfd):
+    toy({"torn": "broken", "strong": 0.9})
+    with pytest.raises(SystemExit) as ended:
+        main(["scenario", "toy", "--model-type", "torn"])
+    shown = capfd.readouterr().err
+    assert ended.value.code == 2 and shown.count("Stack Trace") == 1 and "ValueError: could not convert string to float" in shown
+    assert "toy/cleaned: done in" in shown
+
+
+def test_a_scenario_says_of_each_model_why(run, toy):
+    toy({"weak": 0.5, "strong": 0.9, "weaker": 0.4})
+    code, out, _ = run("scenario", "toy", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["outcomes"] == {"weak": "refused", "strong": "promoted", "weaker": "refused"}
+    assert found["why"]["weak"] == "F1 0.500 < 0.800" and found["why"]["weaker"] == "F1 0.400 < 0.800"
+    code, out, _ = run("scenario", "toy")
+    assert "weak on v1: refused: F1 0.500 < 0.800" in out
+
+
 def test_a_scenario_wants_a_verdict_of_every_model(run, toy, monkeypatch):
     world = toy({"weak": 0.5, "strong": 0.9})
     monkeypatch.setattr(jobs, "run_job", lambda *_, **__: jobs.Outcome("r", True, False, None))

@@ -17,6 +17,7 @@ from mlops_assets.lifecycle.assets import dataset_versions, model_lifecycle
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
+from mlops_assets.resources.console import LOGGERS
 from mlops_assets.resources.executor import run_executor
 from mlops_assets.settings import SystemConfig
 from mlops_assets_tests.factories import config_of, manifest_of
@@ -110,4 +111,5 @@ def toy_definitions(
         asset_checks=list(made.checks),
         jobs=lifecycle_jobs(system, config, lambda: platform),
         executor=run_executor,
+        loggers=LOGGERS,
     )

@@ -72,7 +72,7 @@ def _links(settings: Settings) -> None:
 
 
 def champion(connection: Connection, system: str) -> None:
-    from mlops_assets.lifecycle.history import champion_at, events
+    from mlops_assets.lifecycle.history import at_home, champion_at, events
 
     found = champion_at(connection, system)
     if found is None:
@@ -87,9 +87,10 @@ def champion(connection: Connection, system: str) -> None:
     verdicts = [event for event in events(connection, system, limit=50) if event["event"] in ("refused", "registered", "promoted")]
     if verdicts:
         last = verdicts[0]
-        say = {"refused": st.error, "registered": st.info, "promoted": st.success}[last["event"]]
+        # A refusal is the gate at work, nothing is broken.
+        say = {"refused": st.warning, "registered": st.info, "promoted": st.success}[last["event"]]
         korean = " · 최소값을 넘지 못해 모델 등록에 실패하였습니다." if last["event"] == "refused" else ""
-        say(f"{last['dataset_version']}: {last['event']}: {last['why']}{korean}")
+        say(f"{at_home(last['at'])} · {last['dataset_version']}: {last['event']}: {last['why']}{korean}")
 
 
 def compare(connection: Connection, system: str) -> None:
@@ -233,7 +234,7 @@ def _launch(settings: Settings, system: str, action: str, values: dict[str, Any]
     elif done.status == "SUCCESS":
         st.success(f"완료되었습니다. / Done: {link}")
     elif done.refused:
-        st.error(f"거절되었습니다. / Refused: {done.sentence} ({link})")
+        st.warning(f"거절되었습니다. / Refused: {done.sentence} ({link})")
     else:
         st.error(f"{done.status}: {done.sentence or 'see the run'} ({link})")
 

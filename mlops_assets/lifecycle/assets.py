@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field, create_model
 
+from mlops_assets.dagster_api import OUTCOME, WHY
 from mlops_assets.lifecycle.actor import of_run
 from mlops_assets.lifecycle.system import ModelSystem, Picture
 from mlops_assets.settings import SystemConfig, git_commit
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 #: Pictures of one event together; more goes into the store and is linked.
 EVENT_PICTURE_BYTES = 48 * 1024
 TRAINING_POOL = "training"
+WORST_FIRST = ("refused", "registered", "promoted")
+#: A tag of a run is no place for more.
+WHY_LENGTH = 300
 #: In the metadata of a step's failure: it is a refusal. The run's tag alone does not tell which of several steps was refused.
 REFUSAL = "mlops/refusal"
 
@@ -197,7 +201,7 @@ class _Half:
             verdict = registrar.judge(value["attempt_id"], value["report_id"])
             refused = verdict.outcome == "refused"
             if refused:
-                mark(context, "refused")
+                mark(context, "refused", verdict.sentence, self.variant)
             return dg.AssetCheckResult(
                 passed=not refused,
                 severity=dg.AssetCheckSeverity.ERROR,
@@ -239,8 +243,9 @@ class _Half:
                 again = pipeline.evaluate(self.open_platform(), self.system, trained["attempt_id"], run_id=context.run.run_id)
                 done = registrar.register(trained["attempt_id"], again.report_id)
             if done.receipt is None:
-                raise refusal(context, f"refused: {done.verdict.sentence}", {"code": done.verdict.code, "이유": done.verdict.sentence_ko})
-            mark(context, done.verdict.outcome)
+                more = {"code": done.verdict.code, "이유": done.verdict.sentence_ko}
+                raise refusal(context, done.verdict.sentence, more, self.variant)
+            mark(context, done.verdict.outcome, done.verdict.sentence, self.variant)
             self.put_value(
                 context,
                 "registered_model",
@@ -251,7 +256,8 @@ class _Half:
                 },
             )
             deliver(self.open_platform(), context.log.warning)
-            if done.promotion and len(self.system.variants) > 1:  # see `scenario_of` in jobs.py
+            champion = key_of(self.system.name, "", "champion")
+            if done.promotion and champion not in context.op_execution_context.job_def.asset_layer.selected_asset_keys:
                 context.log_event(champion_event(done.promotion))
             return dg.MaterializeResult(
                 metadata={**_receipt_metadata(done), "versions": _versions_table(self.open_platform(), self.system.name)},
@@ -319,20 +325,7 @@ def _champion(
         if promoted is None:
             context.log.info("registered, not promoted: the champion stays" + (f" v{current.version}" if current else ""))
             return
-        yield dg.MaterializeResult(
-            metadata={
-                "version": promoted.version,
-                "sequence": promoted.sequence,
-                "dataset_version": promoted.dataset_version,
-                "manifest_sha256": promoted.receipt.body["manifest_sha256"],
-                "bundle_sha256": promoted.bundle_sha256,
-                "git_commit": promoted.receipt.body["git_commit"],
-                "actor": promoted.actor,
-                "why": promoted.reason,
-                **_metrics(promoted.receipt.metrics),
-            },
-            data_version=dg.DataVersion(f"{promoted.sequence}-{promoted.bundle_sha256}"),
-        )
+        yield dg.MaterializeResult(metadata=_champion_metadata(promoted), data_version=_champion_data(promoted))
 
     return champion
 
@@ -374,14 +367,28 @@ def champion_event(promoted: "Promotion") -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         key_of(promoted.system, "", "champion"),
         partition=promoted.dataset_version,
-        metadata={
-            "version": promoted.version,
-            "sequence": promoted.sequence,
-            "actor": promoted.actor,
-            "why": promoted.reason,
-            "kind": promoted.kind,
-        },
+        metadata=_champion_metadata(promoted),
+        tags={"dagster/data_version": _champion_data(promoted).value},
     )
+
+
+def _champion_data(promoted: "Promotion") -> dg.DataVersion:
+    return dg.DataVersion(f"{promoted.sequence}-{promoted.bundle_sha256}")
+
+
+def _champion_metadata(promoted: "Promotion") -> dict[str, Any]:
+    return {
+        "version": promoted.version,
+        "sequence": promoted.sequence,
+        "kind": promoted.kind,
+        "dataset_version": promoted.dataset_version,
+        "manifest_sha256": promoted.receipt.body["manifest_sha256"],
+        "bundle_sha256": promoted.bundle_sha256,
+        "git_commit": promoted.receipt.body["git_commit"],
+        "actor": promoted.actor,
+        "why": promoted.reason,
+        **_metrics(promoted.receipt.metrics),
+    }
 
 
 def training_config(system: ModelSystem) -> type[dg.Config]:
@@ -399,14 +406,26 @@ def form(system: ModelSystem, name: str, parameters: Iterable[str], **first: Any
     return create_model(f"{system.name.title().replace('_', '')}{name}", __base__=dg.Config, **fields)
 
 
-def mark(context: Any, outcome: str) -> None:
-    """Tag the run, so that lists and alerts tell a refusal from a breakdown."""
-    context.instance.add_run_tags(context.run.run_id, {"mlops/outcome": outcome})
+def mark(context: Any, outcome: str, why: str, variant: str = "") -> None:
+    """Tag the run, so that lists and alerts tell a refusal from a breakdown, and say why.
+
+    Of several models each has its own tags. The run's own are those of the worst outcome, and name every model that came to it.
+    """
+    instance, run_id, why = context.instance, context.run.run_id, why[:WHY_LENGTH]
+    if not variant:
+        instance.add_run_tags(run_id, {OUTCOME: outcome, WHY: why})
+        return
+    mine = {f"{OUTCOME}.{variant}": outcome, f"{WHY}.{variant}": why}
+    tags = {**instance.get_run_by_id(run_id).tags, **mine}
+    outcomes = {name.removeprefix(f"{OUTCOME}."): value for name, value in tags.items() if name.startswith(f"{OUTCOME}.")}
+    worst = next(value for value in WORST_FIRST if value in outcomes.values())
+    sentences = [f"{name}: {tags[f'{WHY}.{name}']}" for name, value in outcomes.items() if value == worst]
+    instance.add_run_tags(run_id, {**mine, OUTCOME: worst, WHY: "; ".join(sentences)[: 3 * WHY_LENGTH]})
 
 
-def refusal(context: Any, sentence: str, metadata: Mapping[str, Any] | None = None) -> dg.Failure:
+def refusal(context: Any, sentence: str, metadata: Mapping[str, Any] | None = None, variant: str = "") -> dg.Failure:
     """What a step raises that was told no: nothing is broken, so nobody is paged and nothing is tried again."""
-    mark(context, "refused")
+    mark(context, "refused", sentence, variant)
     return dg.Failure(description=sentence, metadata={REFUSAL: True, **(metadata or {})}, allow_retries=False)
 
 

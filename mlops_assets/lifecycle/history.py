@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
+def at_home(moment: str) -> str:
+    """A moment in ISO 8601 as people read it: in this machine's time, to the minute."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
 def compare(connection: Connection, system: str) -> list[dict[str, Any]]:
     """One row per dataset version and variant, newest data first: its last verdict and its figures, refused ones beside the others."""
     from sqlalchemy import text
@@ -116,7 +121,19 @@ def last_report(connection: Connection, system: str, dataset_version: str, run_i
 
 def outcomes(connection: Connection, system: str, dataset_version: str) -> dict[str, str]:
     """Variant -> the outcome of its newest verdict on the dataset version: refused, registered or promoted."""
+    return {variant: outcome for variant, outcome, _ in _newest_verdicts(connection, system, dataset_version)}
+
+
+def sentences(connection: Connection, system: str, dataset_version: str) -> dict[str, str]:
+    """Variant -> what its newest verdict on the dataset version says."""
+    return {variant: sentence for variant, _, sentence in _newest_verdicts(connection, system, dataset_version)}
+
+
+def _newest_verdicts(connection: Connection, system: str, dataset_version: str) -> list[tuple[str, str, str]]:
     from sqlalchemy import text
 
-    sql = "SELECT DISTINCT ON (variant) variant, outcome FROM verdict WHERE system = :s AND dataset_version = :v ORDER BY variant, id DESC"
-    return dict(connection.execute(text(sql), {"s": system, "v": dataset_version}).tuples().all())
+    sql = (
+        "SELECT DISTINCT ON (variant) variant, outcome, sentence FROM verdict WHERE system = :s AND dataset_version = :v "
+        "ORDER BY variant, id DESC"
+    )
+    return [(row.variant, row.outcome, row.sentence) for row in connection.execute(text(sql), {"s": system, "v": dataset_version})]

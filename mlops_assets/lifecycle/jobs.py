@@ -69,9 +69,8 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
     name = system.name
     layers = [key_of(name, "", "dataset"), key_of(name, "", "cleaned")]
     scenario = [key_of(name, v, layer) for v in scenario_of(system, config) for layer in MODEL_LAYERS]
-    champion = [key_of(name, "", "champion")] if len(system.variants) == 1 else []
     attempts = [key_of(name, v, layer) for v in system.variants for layer in ("trained_model", "evaluation_report")]
-    registered = [*(key_of(name, v, "registered_model") for v in system.variants), key_of(name, "", "champion")]
+    registered = [key_of(name, v, "registered_model") for v in system.variants]
 
     def asset_job(suffix: str, selection: dg.AssetSelection, description: str) -> Any:
         return dg.define_asset_job(
@@ -84,7 +83,7 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
     return [
         asset_job(
             "pipeline",
-            dg.AssetSelection.assets(*layers, *scenario, *champion),
+            dg.AssetSelection.assets(*layers, *scenario),
             "Dataset to champion: what a new dataset version starts.",
         ),
         asset_job("train", dg.AssetSelection.assets(*layers, *attempts), "Dataset to evaluation report and the gate; registers nothing."),
@@ -98,8 +97,8 @@ def lifecycle_jobs(system: ModelSystem, config: SystemConfig, open_platform: Cal
 def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
     """The variants that a new dataset version trains.
 
-    With several, the champion asset is left out of the run and the registered models report their promotions themselves: Dagster would
-    skip it as soon as one of them is refused.
+    The champion asset is in no job: the registered models report their promotions as its materializations. In a run that is refused
+    Dagster would show it as failed, while it serves on; and of several models one that is refused would keep the others from it.
 
     Raises:
         SettingsError: `project.scenario` names a variant that the system does not have.
@@ -111,7 +110,7 @@ def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
 
 
 def breakdowns_of(run_id: str) -> list[str]:
-    """What broke in a failed run, by its events; empty when it was only refused. The tag `mlops/outcome` knows only the last model's."""
+    """What broke in a failed run, by its events; empty when it was only refused. The run's tags know only of refusals."""
     from mlops_assets.monitoring.sensors import breakdowns
 
     with dg.DagsterInstance.get() as instance:

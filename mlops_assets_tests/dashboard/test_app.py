@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def test_the_champion_its_figures_and_a_refusal_with_its_sentence(world):
     page = opened()
     assert page.subheader[0].value == "sentiment v1 · v1"
     assert {m.label: m.value for m in page.metric}["f1"] == "0.8600"
-    refusal = page.error[0].value
+    assert not page.error, "refused is not broken"
+    refusal = page.warning[0].value
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d · v2: refused", refusal)
     assert "v2: refused" in refusal and "0.5" in refusal and "최소값을 넘지 못해 모델 등록에 실패하였습니다." in refusal
     versions, events = page.dataframe[0].value, page.dataframe[1].value
     assert list(versions["verdict"]) == ["refused", "promoted"]

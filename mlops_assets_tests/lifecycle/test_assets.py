@@ -303,6 +303,51 @@ def test_a_refused_model_does_not_hide_the_others_of_its_run(world, platform, in
     assert not instance.get_materialized_partitions(dg.AssetKey(["toy", "weak", "registered_model"]))
 
 
+def test_a_run_of_several_models_keeps_what_came_of_each_and_why(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": None}, with_scenario(), {"weak": 0.5, "best": 0.9, "good": 0.85, "weaker": 0.4})
+    tags = instance.get_run_by_id(runs.job("v1").run_id).tags
+    outcomes = {name.removeprefix("mlops/outcome."): value for name, value in tags.items() if name.startswith("mlops/outcome.")}
+    assert outcomes == {"weak": "refused", "best": "promoted", "good": "registered", "weaker": "refused"}
+    assert tags["mlops/why.weak"] == "F1 0.500 < 0.800" and "0.850 " in tags["mlops/why.good"] and "0.900" in tags["mlops/why.best"]
+    assert tags["mlops/outcome"] == "refused", "what made the run red, whichever model came last"
+    assert tags["mlops/why"] == "weak: F1 0.500 < 0.800; weaker: F1 0.400 < 0.800"
+
+
+def test_a_run_says_why_in_its_tags(world, platform, instance):
+    runs = Runs(world, platform, instance, {"good": 0.9, "worse": 0.86, "bad": 0.5})
+    why = {version: instance.get_run_by_id(runs.job(version).run_id).tags["mlops/why"] for version in ("good", "worse", "bad")}
+    assert why["bad"].startswith("F1 0.500 < 0.800") and "no champion yet" in why["good"] and "champion 0.900" in why["worse"]
+    rollback = runs.definitions.resolve_job_def("toy_rollback").execute_in_process(
+        instance=instance, run_config={"ops": {"toy_rollback_op": {"config": {"reason": "r"}}}}, raise_on_error=False
+    )
+    assert "only champion there ever was" in instance.get_run_by_id(rollback.run_id).tags["mlops/why"]
+
+
+@pytest.mark.parametrize("job", ["toy_pipeline", "toy_register"])
+def test_the_champion_that_serves_is_not_red_because_another_was_refused(world, platform, instance, job):
+    """Dagster shows an asset red whose materialization was planned by a run that failed."""
+    runs = Runs(world, platform, instance, {"good": 0.9, "bad": 0.5})
+    assert runs.job("good").success
+    if job == "toy_register":
+        runs.assets("bad", "dataset", "cleaned", "trained_model", "evaluation_report")
+    assert not runs.job("bad", job).success
+
+    def planned(*key):
+        return instance.get_latest_planned_materialization_info(dg.AssetKey(["toy", *key]), partition="bad")
+
+    assert planned("champion") is None and planned("registered_model") is not None  # the latter is a control
+    (event,) = instance.fetch_materializations(dg.AssetKey(["toy", "champion"]), limit=9).records
+    found = event.asset_materialization
+    assert found.partition == "good" and found.metadata["metric/f1"].value == 0.9 and found.metadata["sequence"].value == 1
+    assert found.tags["dagster/data_version"].startswith("1-")
+
+
+def test_materialized_together_the_champion_is_reported_once(world, platform, instance):
+    runs = Runs(world, platform, instance, {"good": 0.9})
+    assert runs.assets("good", "dataset", "cleaned", "trained_model", "evaluation_report", "registered_model", "champion").success
+    assert len(instance.fetch_materializations(dg.AssetKey(["toy", "champion"]), limit=9).records) == 1
+
+
 def test_without_a_scenario_every_model_is_trained_and_the_best_is_champion(world, platform, instance):
     runs = Runs(world, platform, instance, {"v1": None}, with_scenario(), VARIANTS)
     runs.job("v1")

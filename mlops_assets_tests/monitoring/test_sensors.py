@@ -57,7 +57,7 @@ def test_no_refusal_is_a_failure_by_whatever_door(world, instance):
         watched.run("rollback", reason="there is no champion"),
     ]
     watched.run("pipeline", "good")
-    refused.append(watched.run("register", "good", ["champion"]))  # it is champion already
+    refused.append(watched.run("models", "good", ["champion"]))  # it is champion already
     assert [result.success for result in refused] == [False] * 4
     assert watched.tick("failures") == "no new failure"
     assert kinds(watched.outbox()) == {"trained": 2, "refused": 1, "promoted": 1}
