@@ -13,12 +13,15 @@ import io
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.characters import same_name
 from mlops_assets.unambiguous import loads, named_twice
 
 if TYPE_CHECKING:
@@ -35,11 +38,50 @@ READINGS: Final = 4
 MAX_CELL: Final = 50_000
 """Characters: as many as a cell of Google Sheets can have."""
 ENCODINGS: Final = ("utf-8", "cp949")
+DELIMITERS: Final = {",": "commas", "\t": "tabs", ";": "semicolons"}
 #: What a spreadsheet takes for the beginning of a formula, and what we have put before it already.
 _EVALUATED: Final = re.compile(r"'*[=+\-@\t\r]")
 _ESCAPED: Final = re.compile(r"'+[=+\-@\t\r]")
 
+#: What a spreadsheet shows in place of a value that it has not got yet, without the dots behind it: Sheets and Excel, in the languages that
+#: their users see.
+_COMPUTING_WORDS: Final = (
+    "loading|loading data|calculating|computing|fetching|fetching data|working|connecting|importing|refreshing|"
+    "requesting data|please wait|로드 중|로딩 중|로딩중|로딩|불러오는 중|불러오는 중입니다|데이터 로드 중|"
+    "데이터를 불러오는 중|데이터를 로드하는 중|계산 중|계산하는 중|가져오는 중|연결 중|새로 고치는 중|새로고침 중|읽는 중|"
+    "읽어오는 중|読み込み中|読み込み中です|読み込んでいます|ロード中|計算中|計算しています|正在加载|加载中|正在載入|載入中|"
+    "正在计算|正在計算|计算中|wird geladen|laden|lade|ladevorgang läuft|chargement|chargement en cours|"
+    "chargement des données|cargando|cargando datos|carregando|a carregar|caricamento|caricamento in corso|bezig met laden|"
+    "загрузка|загружается|завантаження|ładowanie|wczytywanie|trwa ładowanie|načítání|načítava sa|yükleniyor|đang tải|memuat|"
+    "memuatkan|กำลังโหลด|läser in|laddar|indlæser|laster inn|laster|ladataan|betöltés|φόρτωση|se încarcă|зареждане|"
+    "učitavanje|nalaganje|טוען|בטעינה|جارٍ التحميل|جار التحميل|लोड हो रहा है"
+)
+_COMPUTING: Final = frozenset(map(same_name, _COMPUTING_WORDS.split("|")))
+_LONGEST_NOTICE: Final = 80
+_COMPUTING_ERROR: Final = re.compile(r"#(getting_data|busy!|n/a (n/a|requesting data|review).*)")
+#: What it shows in place of one that it cannot have: `#REF!` in any language, an error of LibreOffice, a column too narrow for its number.
+_ERROR: Final = re.compile(
+    r"#+|#[¡¿]?[^\W\d_][\w/.]*[!?]|#[¡¿]?[^\W\d_]+/0[!?]?|#(n/a|n/v|n/d|nv|nd|nt)\b.{0,40}|(err|오류|fehler|erreur):\d{3}"
+    r"|error:? ?#\w.{0,40}"
+)
+
 Row = tuple[int, tuple[str, ...]]
+Grid = list[list[str]]
+
+
+@lru_cache(maxsize=1 << 16)
+def is_computing(cell: str) -> bool:
+    """Whether a spreadsheet is still computing the value: a later reading will have it."""
+    said = same_name(cell).rstrip(".…·。⋯ ") if len(cell) <= _LONGEST_NOTICE else ""
+    return said.strip(" \"'[]()<>") in _COMPUTING or _COMPUTING_ERROR.fullmatch(said) is not None
+
+
+@lru_cache(maxsize=1 << 16)
+def is_error(cell: str) -> bool:
+    """Whether a spreadsheet shows that it has no value: an error of a formula, or that it is still computing."""
+    if len(cell) > _LONGEST_NOTICE:
+        return not cell.strip("#")
+    return _ERROR.fullmatch(same_name(cell)) is not None or is_computing(cell)
 
 
 class SheetError(RuntimeError):
@@ -79,6 +121,8 @@ def table_of(grid: Iterable[Sequence[Any]], name: str, required: Sequence[str] =
         )
     if twice := named_twice(header):
         raise SheetError(f"{name}: in row 1 {twice} / 중복된 열이 있습니다.")
+    if (shown := next((cell for cell in header if is_error(cell)), None)) is not None:
+        raise SheetError(f"{name}: row 1 shows {shown!r} where a column's name should be: the next reading may have it. Mend its formula.")
     if missing := [column for column in required if column not in header]:
         raise SheetError(
             f"{name} has no column {', '.join(missing)}; row 1 has {', '.join(header)[:300]}. Put the header back, or name the columns "
@@ -145,19 +189,38 @@ def read_google(
         )
         client.set_timeout(ANSWER_SECONDS)
         book = client.open_by_key(sheet.spreadsheet)
-        worksheet = _opened(book, sheet)
-        grid = _grid(worksheet, sheet.page_rows)
-        for _ in range(READINGS):
-            # Its size is asked for anew: a row that was inserted meanwhile pushes the last one beyond the size that was read to.
-            before, again = grid, _opened(book, sheet)
-            if again.row_count == worksheet.row_count <= sheet.page_rows:
-                break
-            worksheet, grid = again, _grid(again, sheet.page_rows)
-            if grid == before:
-                break
-        else:
-            raise SheetError(f"{worksheet.title} changes while it is read: somebody works in it. The next reading will do.")
-    return table_of(grid, f"the worksheet {worksheet.title!r}", required)
+        title = _opened(book, sheet).title
+        grid = _computed(lambda: _at_rest(book, sheet), deadline, sleep, clock)
+    return table_of(grid, f"the worksheet {title!r}", required)
+
+
+def _at_rest(book: gspread.Spreadsheet, sheet: GoogleSheet) -> Grid:
+    """Every row, of one state of the worksheet. Raises SheetError: it changes all the time."""
+    worksheet = _opened(book, sheet)
+    grid = _grid(worksheet, sheet.page_rows)
+    for _ in range(READINGS):
+        # Its size is asked for anew: a row that was inserted meanwhile pushes the last one beyond the size that was read to.
+        before, again = grid, _opened(book, sheet)
+        if again.row_count == worksheet.row_count <= sheet.page_rows:
+            return grid
+        worksheet, grid = again, _grid(again, sheet.page_rows)
+        if grid == before:
+            return grid
+    raise SheetError(f"{worksheet.title} changes while it is read: somebody works in it. The next reading will do.")
+
+
+def _computed(read: Callable[[], Grid], deadline: float, sleep: Callable[[float], None], clock: Callable[[], float]) -> Grid:
+    """What `read` gives, read again with growing pauses while a cell of it is still being computed and there is time.
+
+    What is not done then is given as it is: one formula that hangs must not keep the others away. Cleaning turns its row away.
+    """
+    wait = FIRST_WAIT
+    while True:
+        grid = read()
+        if not any(is_computing(cell) for row in grid for cell in row) or clock() + wait > deadline:
+            return grid
+        sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT)
 
 
 def _opened(book: gspread.Spreadsheet, sheet: GoogleSheet) -> gspread.Worksheet:
@@ -290,9 +353,22 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
         try:
             return data.decode(candidate)
         except UnicodeDecodeError as error:
-            problem = error
+            problem = problem or error
+            if candidate == "utf-8" and (broken := _broken_utf8(data)):
+                raise SheetError(
+                    f"{name} is UTF-8 with {broken} broken characters, the first at byte {error.start}: save it as UTF-8 again. "
+                    "/ UTF-8로 저장해 주세요."
+                ) from None
     tried = encoding or " nor ".join(ENCODINGS)
     raise SheetError(f"{name} is neither {tried} (byte {problem.start if problem else 0}): save it as UTF-8. / UTF-8로 저장해 주세요.")
+
+
+def _broken_utf8(data: bytes) -> int:
+    """How many characters of a text in UTF-8 are broken; 0 when it is in another encoding as a whole: of that, few read as UTF-8."""
+    text = data.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    whole = sum(count for character, count in Counter(text).items() if character > "\x7f") - broken
+    return broken if whole > 4 * broken else 0
 
 
 def read_csv(data: bytes, name: str, required: Sequence[str] = (), *, encoding: str | None = None, max_rows: int = 500_000) -> Table:
@@ -301,9 +377,14 @@ def read_csv(data: bytes, name: str, required: Sequence[str] = (), *, encoding: 
     Raises:
         SheetError
     """
-    reader = csv.reader(io.StringIO(decode(data, name, encoding), newline=""), strict=True)
-    grid: list[list[str]] = []
+    return table_of(_csv_grid(data, name, required, encoding, max_rows), name, required)
+
+
+def _csv_grid(data: bytes, name: str, required: Sequence[str], encoding: str | None, max_rows: int) -> Grid:
+    text = decode(data, name, encoding)
     csv.field_size_limit(MAX_CELL * 4)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text, name, required))
+    grid: Grid = []
     try:
         for cells in reader:
             grid.append([unescape(cell) for cell in cells])
@@ -311,7 +392,20 @@ def read_csv(data: bytes, name: str, required: Sequence[str] = (), *, encoding: 
                 raise SheetError(f"{name} has more than {max_rows} rows: raise `max_rows`, or split it")
     except csv.Error as error:
         raise SheetError(f"{name} is not CSV (line {reader.line_num}: {error}): export the sheet again. / CSV 형식이 아닙니다.") from None
-    return table_of(grid, name, required)
+    return grid
+
+
+def _delimiter(text: str, name: str, required: Sequence[str]) -> str:
+    """What stands between the cells: the one mark by which row 1 has the required columns. By default a comma."""
+    found = {}
+    for mark, called in DELIMITERS.items():
+        with suppress(csv.Error, StopIteration):
+            header = [cell.strip() for cell in next(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark))]
+            if required and set(required) <= set(header):
+                found[mark] = called
+    if len(found) > 1:
+        raise SheetError(f"{name}: row 1 has the columns whether {' or '.join(found.values())} separate them. Export it again as CSV.")
+    return next(iter(found), ",")
 
 
 def fetch_csv(
@@ -330,17 +424,25 @@ def fetch_csv(
     Raises:
         SheetError
     """
-    if re.match(r"https?://", location):
-        data = _download(location, max_bytes, clock() + seconds, sleep, clock)
-    else:
-        try:
-            with Path(location).open("rb") as file:
-                data = file.read(max_bytes + 1)
-        except OSError as error:
-            raise SheetError(f"{location} cannot be read ({error.strerror}): correct `csv` in the configuration") from None
-    if len(data) > max_bytes:
-        raise SheetError(f"{location} has more than {max_bytes} bytes: raise MLOPS_MAX_OBJECT_BYTES")
-    return read_csv(data, location, required, encoding=encoding, max_rows=max_rows)
+    deadline = clock() + seconds
+
+    def read() -> Grid:
+        data = _download(location, max_bytes, deadline, sleep, clock) if remote else _file(location, max_bytes)
+        if len(data) > max_bytes:
+            raise SheetError(f"{location} has more than {max_bytes} bytes: raise MLOPS_MAX_OBJECT_BYTES")
+        return _csv_grid(data, location, required, encoding, max_rows)
+
+    remote = re.match(r"https?://", location) is not None
+    return table_of(_computed(read, deadline, sleep, clock) if remote else read(), location, required)
+
+
+def _file(path: str, max_bytes: int) -> bytes:
+    """Up to one byte more than `max_bytes`."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise SheetError(f"{path} cannot be read ({error.strerror}): correct `csv` in the configuration") from None
 
 
 def _download(url: str, max_bytes: int, deadline: float, sleep: Callable[[float], None], clock: Callable[[], float]) -> bytes:

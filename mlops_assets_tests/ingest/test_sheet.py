@@ -114,6 +114,46 @@ def test_a_used_up_quota_is_given_up_in_time(sheets: Sheets, google: GoogleSheet
     assert clock.now <= 60 and len(sheets.asked) < 8
 
 
+@pytest.mark.parametrize("shown", ["Loading...", "로드 중...", "#GETTING_DATA"])
+def test_a_sheet_that_is_still_computing_is_read_again(sheets: Sheets, google: GoogleSheet, shown: str) -> None:
+    """Naive: what the first reading shows is the sheet."""
+    grid = sheets.books[BOOK]["배출 '정책'"]
+    grid[1][1] = shown
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if len(clock.slept) == 3:
+            grid[1][1] = "집 앞"
+
+    table = sheet.read_google(google, ("시도명",), sleep=sleep, clock=lambda: clock.now)
+    assert table.rows == ROWS and clock.slept == [1.0, 2.0, 4.0]
+
+
+def test_a_header_that_is_still_computing_is_read_again(sheets: Sheets, google: GoogleSheet) -> None:
+    grid = sheets.books[BOOK]["배출 '정책'"]
+    grid[0][0], clock = "Loading...", Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        grid[0][0] = "시도명"
+
+    assert sheet.read_google(google, ("시도명",), sleep=sleep, clock=lambda: clock.now).rows == ROWS
+    grid[0][0] = "#REF!"
+    with pytest.raises(SheetError, match="row 1 shows '#REF!'"):
+        read(google)
+
+
+def test_a_formula_that_hangs_keeps_the_sheet_away_for_a_bounded_time(sheets: Sheets, google: GoogleSheet) -> None:
+    sheets.books[BOOK]["배출 '정책'"][1][1] = "Loading..."
+    clock = Clock()
+    table = read(google, clock, seconds=20.0)
+    assert clock.slept == [1.0, 2.0, 4.0, 8.0] and table.rows[0] == (2, ("서울특별시", "Loading..."))
+    sheets.books[BOOK]["배출 '정책'"][1][1] = "#N/A"
+    again = Clock()
+    assert read(google, again).rows[0][1][1] == "#N/A" and again.slept == [], "an error is no computation: it stays"
+
+
 @pytest.mark.parametrize("where", ["book", "values"])
 def test_a_sheet_that_is_not_shared_says_with_whom_to_share_it(sheets: Sheets, google: GoogleSheet, where: str) -> None:
     if where == "book":
@@ -176,6 +216,22 @@ def test_exports_are_read_in_every_encoding_that_spreadsheets_write(encoding: st
     assert table == Table(("시도명", "배출장소"), ((2, ("서울특별시", "집 앞\n골목, 오른쪽")), (4, ("대구광역시", "=1+1"))))
 
 
+@pytest.mark.parametrize("mark", ["\t", ";"])
+def test_an_export_with_other_marks_between_its_cells_is_read_where_only_they_make_the_columns(mark: str) -> None:
+    content = f"시도명{mark}배출장소\n서울특별시{mark}집 앞, 왼쪽\n".encode()
+    assert sheet.read_csv(content, "x.csv", ("시도명", "배출장소")).rows == ((2, ("서울특별시", "집 앞, 왼쪽")),)
+    with pytest.raises(SheetError, match="has no column 시도"):
+        sheet.read_csv(content, "x.csv", ("시도",))
+    with pytest.raises(SheetError, match=r"whether commas or (tabs|semicolons) separate them"):
+        sheet.read_csv(f"a{mark}x,a,{mark}a{mark}\n".encode(), "x.csv", ("a",))
+
+
+def test_a_file_of_utf8_with_a_broken_byte_is_not_taken_for_cp949() -> None:
+    content = TEXT.encode().replace("골".encode(), b"\xea\xb3", 1)
+    with pytest.raises(SheetError, match="is UTF-8 with 1 broken characters, the first at byte"):
+        sheet.read_csv(content, "x.csv", ("시도명",))
+
+
 def test_what_cannot_be_read_is_said() -> None:
     with pytest.raises(SheetError, match="neither utf-8 nor cp949.*byte"):
         sheet.read_csv(b"a,b\n\xff\xff,1\n", "x.csv")
@@ -204,6 +260,11 @@ def test_a_published_export_is_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     clock = Clock()
     done = sheet.fetch_csv("https://sheet.test/export?format=csv", sleep=clock.sleep, clock=lambda: clock.now)
     assert len(done.rows) == 2 and clock.slept == [3.0]
+    computing = httpx.Response(200, content=TEXT.replace("=1+1", "Loading...").encode(), headers={"content-type": "text/csv"})
+    answers += [computing, computing, httpx.Response(200, content=TEXT.encode(), headers={"content-type": "text/csv"})]
+    clock = Clock()
+    assert sheet.fetch_csv("https://sheet.test/export?format=csv", sleep=clock.sleep, clock=lambda: clock.now) == done
+    assert clock.slept == [1.0, 2.0] and answers == [], "read again while it is computing"
     answers.append(httpx.Response(200, content=b"<html>sign in", headers={"content-type": "text/html; charset=utf-8"}))
     with pytest.raises(SheetError, match="a page, not with CSV"):
         sheet.fetch_csv("https://sheet.test/export?format=csv")

@@ -90,7 +90,55 @@ def cleaned(**cells: str) -> rows.Row | Rejected:
         ({"place": "\u1112\u1161\u11ab 앞"}, "place", "한 앞", ["not_nfc"]),
         ({"place": "초등하?입구"}, "place", "초등하?입구", ["lost_character"]),
         ({"place": "=1+1"}, "place", "=1+1", []),
-        ({"place": "#REF!"}, "place", None, "formula_error"),
+        *(
+            ({"general_method": cell}, "general_method", None, "formula_error")
+            for cell in (
+                *(
+                    "#REF!",
+                    "#N/A",
+                    "＃N/A",
+                    " #n/a ",
+                    "#N/A N/A",
+                    "#N/A!",
+                    "#NV",
+                    "#SPILL!",
+                    "#CALC!",
+                    "#BLOCKED!",
+                    "#GETTING_DATA",
+                    "#BUSY!",
+                ),
+                *(
+                    "#DIV/0!",
+                    "#¡DIV/0!",
+                    "#¡REF!",
+                    "#이름?",
+                    "#값!",
+                    "#WERT!",
+                    "#VALEUR!",
+                    "#FIELD!",
+                    "#UNKNOWN!",
+                    "Err:502",
+                    "########",
+                    "#",
+                ),
+                *(
+                    "Loading...",
+                    "Loading…",
+                    "loading",
+                    "로드 중...",
+                    "로드 중…",
+                    "불러오는 중...",
+                    "読み込んでいます...",
+                    "正在加载...",
+                    "Cargando...",
+                ),
+                *("Wird geladen...", "Chargement...", "กำลังโหลด...", "\u200bLoading...\u200b"),
+            )
+        ),
+        *(
+            ({"general_method": cell}, "general_method", cell, [])
+            for cell in ("#101동 앞", "#3", "101#", "로드 중앙 앞", "Loading dock", "#주차장 옆", "#101/102동", "신고!", "봉투는?")
+        ),
         ({"place": "\x00"}, "place", None, "malformed_row"),
         ({"no_collection": "1899-12-30"}, "no_collection", None, ["excel_zero"]),
         ({"bulky_place": "해당없음"}, "bulky_place", None, ["placeholder"]),
@@ -341,6 +389,131 @@ def test_a_sheet_that_lost_rows_changes_nothing_unless_people_say_that_it_is_so(
     assert len(versions.rows("SELECT * FROM outbox WHERE payload::text LIKE '%v2%'")) == 1, "people are told, once"
     assert versions.apply("v2", accept_loss=True).gone == 9
     assert versions.run("v3", SAMPLE[:25]).gone == 6, "control: 20 % of what holds now may go"
+
+
+# --- rows that are turned away --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"general_method": "#N/A"},
+        {"general_method": "로드 중..."},
+        {"general_days": "#SPILL!"},
+        {"data_date": "########"},
+        {"collection_type": "방문"},
+        {"general_start": "일몰 후"},
+        {"data_date": "2026-02-30"},
+        {"phone": "\x00"},
+        # The place itself cannot be read: it may be any that agrees in the rest, or any at all.
+        {"place": "#REF!"},
+        {"area": "Loading...", "zone": "Loading..."},
+        {"sido": "#N/A"},
+        {"sigungu": ""},
+        dict.fromkeys(STANDARD_COLUMNS, "#N/A"),
+    ],
+)
+def test_a_row_that_is_turned_away_ends_nothing_and_an_absent_one_does(versions: Versions, broken: dict[str, str]) -> None:
+    """Naive: what the version does not accept is gone. Each of these ended five policies that still held."""
+    places = [changed(row, zone=f"{number}권역") for number, row in enumerate(SAMPLE)]
+    versions.run("v1", places)
+    before = versions.table()
+    done = versions.run("v2", [*(changed(row, **broken) for row in places[:5]), *places[5:]])
+    assert done.gone == 0 and (done.changed, done.kept, done.unchanged) == (0, 5, 35) and "5 kept although not in it" in done.sentence
+    assert versions.table() == before and versions.rows("SELECT kept FROM policy_version ORDER BY arrived_at") == [(0,), (5,)]
+    assert versions.apply("v2").written == 0
+    written = versions.store.get(data.report_key(versions.freeze("v2"))).decode("utf-8-sig")
+    assert written.count("what held at its place before stays") == 5
+    # The next version has them again, one changed; the last one is absent, and only it ends.
+    mended = [changed(places[0], general_method="새 방법"), *places[1:-1]]
+    assert versions.run("v3", mended).sentence == "0 new, 1 changed, 1 gone, 38 as they were"
+
+
+def test_what_cannot_be_read_keeps_the_places_that_it_may_be_and_no_other(versions: Versions) -> None:
+    base = SAMPLE[0]
+    here = [changed(base, zone=zone, place=place) for zone, place in (("1권역", "앞"), ("1권역", "뒤"), ("2권역", "앞"), ("3권역", "앞"))]
+    versions.run("v1", [*here, *SAMPLE[1:]])
+    done = versions.run("v2", [changed(base, zone="1권역", place="#N/A"), *SAMPLE[1:]])
+    assert (done.kept, done.gone) == (2, 2), "both places of 1권역 may be it; 2권역 and 3권역 are absent"
+    torn = [*SAMPLE[1:-1], [*SAMPLE[-1], "넘침"]]
+    done = versions.run("v3", torn)
+    assert (done.kept, done.gone) == (3, 0), "of a row with more cells than columns nobody knows which place it is"
+
+
+def test_a_file_that_cannot_be_read_ends_nothing(versions: Versions) -> None:
+    versions.run("v1", SAMPLE)
+    folder = versions.folder / "v2"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes(sheet.csv_bytes(HEADER, SAMPLE[:35]))
+    (folder / "b.csv").write_bytes(sheet.csv_bytes([*HEADER[:-1], HEADER[0]], SAMPLE[35:]))
+    objects.land(versions.settings, versions.store, data.SYSTEM, folder, "v2", engine=versions.engine)
+    objects.tick(versions.engine, versions.store, data.SYSTEM, settle_seconds=3600)
+    assert versions.clean("v2").refused_files == {"b.csv": "unreadable"}
+    assert (versions.apply("v2").kept, versions.apply("v2").written) == (5, 0)
+
+
+def test_of_several_rules_of_a_place_only_the_broken_one_stays_as_it_was(versions: Versions) -> None:
+    monday, tuesday = (changed(SAMPLE[0], zone="홀로", general_days=days) for days in ("월", "화"))
+    versions.run("v1", [monday, tuesday, *SAMPLE[1:]])
+    done = versions.run("v2", [changed(monday, general_method="#REF!"), changed(tuesday, general_method="새 방법"), *SAMPLE[1:]])
+    assert (done.changed, done.kept, done.gone, done.new) == (1, 1, 0, 0)
+    query = (
+        "SELECT content->>'general_days', content->>'general_method' = '새 방법' FROM policy "
+        "WHERE valid_to IS NULL AND content->>'zone' = '홀로' ORDER BY 1"
+    )
+    assert versions.rows(query) == [("월", False), ("화", True)]
+    # The broken row's policy holds on 월; a row that says 월+화 now could be either: the place waits for the row to be mended.
+    done = versions.run("v3", [changed(monday, general_method="#REF!"), changed(tuesday, general_days="월+화"), *SAMPLE[1:]])
+    assert (done.changed, done.kept, done.gone, done.new) == (0, 2, 0, 0)
+    assert versions.rows(query) == [("월", False), ("화", True)]
+    # One for other days is new.
+    done = versions.run("v4", [changed(monday, general_method="#REF!"), changed(tuesday, general_days="수"), *SAMPLE[1:]])
+    assert (done.changed, done.kept, done.gone, done.new) == (0, 2, 0, 1)
+    done = versions.run("v5", [changed(tuesday, general_days="수"), *SAMPLE[1:]])
+    assert done.gone == 2 and done.kept == 0
+    assert [days for days, _ in versions.rows(query)] == ["수"]
+
+
+def test_a_row_that_another_provider_contradicts_ends_nothing_for_other_days(versions: Versions) -> None:
+    versions.run("v1", [changed(SAMPLE[0], general_days="월"), changed(SAMPLE[0], general_days="화"), *SAMPLE[1:]])
+    other = changed(SAMPLE[0], general_days="수", provider_code="other")
+    done = versions.run("v2", [other, changed(SAMPLE[0], general_days="월"), changed(SAMPLE[0], general_days="화"), *SAMPLE[1:]])
+    assert (done.new, done.kept, done.gone) == (1, 2, 0) and set(versions.quarantined("v2").values()) == {"conflicting_rule"}
+
+
+def test_a_sheet_of_which_a_quarter_is_computing_has_lost_no_row(versions: Versions) -> None:
+    versions.run("v1", SAMPLE)
+    done = versions.run("v2", [*(changed(row, place="Loading...", general_method="Loading...") for row in SAMPLE[:10]), *SAMPLE[10:]])
+    assert (done.kept, done.gone) == (10, 0)
+
+
+def test_a_table_of_an_older_cleaning_is_not_applied_when_it_left_rows_out(versions: Versions) -> None:
+    versions.arrive("v1", [changed(SAMPLE[0], general_method="#N/A"), *SAMPLE[1:]])
+    versions.clean("v1")
+    manifest, table = find_cleaned(versions.engine, versions.store, data.SYSTEM, "v1")
+    older = data.read_policies(versions.store, table).replace_schema_metadata(None)
+    with pytest.raises(DatasetError, match="materialize `disposal_policy/cleaned` again"):
+        history.apply(versions.engine, manifest, table, older, max_loss_share=0.2)
+    assert versions.apply("v1").new == 39
+
+
+def test_rows_that_a_quote_swallowed_are_no_cell(versions: Versions) -> None:
+    versions.run("v1", SAMPLE)
+    rows_ = sheet.csv_bytes(HEADER, SAMPLE).decode("utf-8-sig").splitlines()
+    # A quote that was forgotten in row 4 is closed by another one in row 6.
+    swallowed = [
+        *rows_[:3],
+        rows_[3].replace(SAMPLE[2][AT["zone"]], '"권역', 1),
+        rows_[4],
+        rows_[5].replace(SAMPLE[4][AT["zone"]], '권역"', 1),
+    ]
+    versions.arrive("v2", "\n".join([*swallowed, *rows_[6:]]).encode())
+    versions.clean("v2")
+    assert versions.quarantined("v2") == {4: "malformed_row"}
+    assert (versions.apply("v2").gone, versions.apply("v2").kept) == (0, 3)
+
+
+# --- one transaction ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_write_leaves_the_table_as_it_was(versions: Versions) -> None:

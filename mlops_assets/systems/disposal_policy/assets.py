@@ -152,6 +152,7 @@ def data_assets(config: PolicyConfig, settings: Settings) -> list[dg.AssetsDefin
                 "changed": done.changed,
                 "gone": done.gone,
                 "unchanged": done.unchanged,
+                "kept": done.kept,
                 "why": done.sentence,
             },
             data_version=dg.DataVersion(found.sha256),

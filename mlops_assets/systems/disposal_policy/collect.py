@@ -63,7 +63,10 @@ def collect(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     objects.land(settings, store, SYSTEM, path, version, engine=engine)
-    return Collected(len(table.rows), version, "the sheet differs from " + (newest[0] if newest else "nothing: it is the first"))
+    why = "the sheet differs from " + (newest[0] if newest else "nothing: it is the first")
+    if waiting := sum(sheet.is_computing(cell) for _, cells in table.rows for cell in cells):
+        why += f"; {waiting} cells are still being computed after {source.seconds:g} s, their rows are turned away"
+    return Collected(len(table.rows), version, why)
 
 
 def read(settings: Settings, config: PolicyConfig) -> sheet.Table:

@@ -8,6 +8,7 @@ those rules, and the account of every row. Does not belong here: what a cell mea
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -79,9 +80,10 @@ class Cleaned:
 
 @dataclass
 class Scanned:
-    """What reading row by row found. `rows`: (source, line, row)."""
+    """What reading row by row found. `rows`: (source, line, row). `turned_away`: the places of rejected rows."""
 
     rows_in: int = 0
+    turned_away: set[rules.Place] = field(default_factory=set)
     rows: list[tuple[str, int, rules.Row]] = field(default_factory=list)
     rejected: list[tuple[str, int, Rejected]] = field(default_factory=list)
     refused: dict[str, tuple[Entry, Rejected]] = field(default_factory=dict)
@@ -103,10 +105,12 @@ def scan(store: ObjectStore, manifest: Manifest, section: CleaningSection) -> Sc
             data = b"".join(dataset.open_entry(store, entry))
             if is_lfs_pointer(data):
                 done.refused[name] = (entry, Rejected(LFS_POINTER, base))
+                done.turned_away.add(rules.NOWHERE)
                 continue
             table = _read(data, base, section)
         except sheet.SheetError as error:
             done.refused[name] = (entry, Rejected("unreadable", str(error)[: 2 * EXCERPT]))
+            done.turned_away.add(rules.NOWHERE)
             continue
         _scan_table(table, name, section, types, done)
     return done
@@ -124,17 +128,28 @@ def _scan_table(table: sheet.Table, name: str, section: CleaningSection, types: 
     places = [(field_name, at[section.columns[field_name]]) for field_name in FIELDS]
     for line, cells in table.rows:
         done.rows_in += 1
-        if len(cells) > len(table.header):
-            beyond = " ".join(cells[len(table.header) :])
-            done.rejected.append(
-                (name, line, Rejected("malformed_row", f"beyond the last column: {beyond}".replace("\x00", "\ufffd")[:EXCERPT]))
-            )
+        if torn := _torn(cells, len(table.header)):
+            # Which cell belongs to which column, nobody knows: it may have been any place's row.
+            done.rejected.append((name, line, Rejected("malformed_row", torn.replace("\x00", "\ufffd")[:EXCERPT])))
+            done.turned_away.add(rules.NOWHERE)
             continue
-        row = rules.clean_row({field_name: cells[place] for field_name, place in places}, types)
+        fields = {field_name: cells[place] for field_name, place in places}
+        row = rules.clean_row(fields, types)
         if isinstance(row, Rejected):
             done.rejected.append((name, line, row))
+            done.turned_away.add(rules.place_of(fields))
         else:
             done.rows.append((name, line, row))
+
+
+def _torn(cells: Sequence[str], columns: int) -> str | None:
+    """Why the cells are not those of one row, or None."""
+    if len(cells) > columns:
+        return f"beyond the last column: {' '.join(cells[columns:])}"
+    for cell in cells:
+        if "\n" in cell and any(line.count(mark) >= columns - 1 > 0 for line in cell.split("\n")[1:] for mark in sheet.DELIMITERS):
+            return f"a quote holds other rows: {cell}"
+    return None
 
 
 def _raw(scanned: Scanned) -> pa.Table:
@@ -212,7 +227,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Clean
     if before is not None and before.rules == digest and _is_complete(store, before):
         return _account(before, unchanged=True)
     scanned = scan(store, manifest, section)
-    accepted, quarantine = _run_rules(spark, scanned)
+    accepted, quarantine, contradicted = _run_rules(spark, scanned)
     if scanned.rows_in != accepted.num_rows + len(quarantine):
         raise dataset.DatasetError(
             f"{manifest.version}: {scanned.rows_in} rows in, {accepted.num_rows} accepted and {len(quarantine)} quarantined do not add up: "
@@ -230,7 +245,8 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Clean
         if (source, line) in kept
         for f in row.findings
     ]
-    parts = [] if problem else dataset.upload_parts(store, manifest, [_write(accepted, scratch)])
+    turned_away = scanned.turned_away | contradicted
+    parts = [] if problem else dataset.upload_parts(store, manifest, [_write(accepted, turned_away, scratch)])
     crash.reach("cleaned.after_parts")
     with engine.begin() as connection:
         replace_quarantine(connection, manifest, quarantine)
@@ -266,11 +282,12 @@ def _is_complete(store: ObjectStore, table: PublishedTable) -> bool:
     return all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
 
 
-def _run_rules(spark: Spark, scanned: Scanned) -> tuple[pa.Table, list[tuple[str, int, str, str]]]:
-    """The accepted rows in the sheet's order, and the quarantined ones (source, line, code, excerpt) in theirs."""
+def _run_rules(spark: Spark, scanned: Scanned) -> tuple[pa.Table, list[tuple[str, int, str, str]], set[rules.Place]]:
+    """The accepted rows in the sheet's order, the quarantined ones (source, line, code, excerpt) in theirs, and the places of those that
+    another row contradicts."""
     import pyarrow.compute as pc
 
-    raw = _raw(scanned)
+    raw, contradicted = _raw(scanned), set[rules.Place]()
     quarantine = [(source, line, what.code, what.excerpt) for source, line, what in scanned.rejected]
     if raw.num_rows:
         with spark.session() as session:
@@ -280,14 +297,29 @@ def _run_rules(spark: Spark, scanned: Scanned) -> tuple[pa.Table, list[tuple[str
             (source, line, code, " ".join(filter(None, where))[:EXCERPT])
             for source, line, code, *where in zip(*turned.to_pydict().values(), strict=True)
         ]
+        for row in judged.filter(pc.equal(judged["reason"], "conflicting_rule")).select(list(rules.PLACE)).to_pylist():
+            contradicted.add(rules.place_of({name: cell or "" for name, cell in row.items()}))
         accepted = judged.filter(pc.is_null(judged["reason"])).drop_columns(["reason"])
     else:
         accepted = raw.rename_columns({"place_key": "key"})
-    return accepted.select([*EXTRA, *FIELDS]), sorted(quarantine)
+    return accepted.select([*EXTRA, *FIELDS]), sorted(quarantine), contradicted
 
 
-def _write(table: pa.Table, scratch: Path) -> Path:
+#: In the metadata of the table's schema: the places of rows that were turned away, as JSON. It is part of the bytes that are verified.
+TURNED_AWAY: Final = b"turned_away"
+
+
+def turned_away(policies: pa.Table) -> set[rules.Place] | None:
+    """The places of rows that were turned away when `policies` was cleaned; None: by an older cleaning that did not keep them."""
+    found = (policies.schema.metadata or {}).get(TURNED_AWAY)
+    return None if found is None else {tuple(place) for place in json.loads(found)}
+
+
+def _write(table: pa.Table, turned_away: set[rules.Place], scratch: Path) -> Path:
     import pyarrow.parquet as pq
+
+    places = sorted(turned_away, key=lambda place: [part or "" for part in place])
+    table = table.replace_schema_metadata({TURNED_AWAY: canonical(places).encode()})
 
     path = scratch / "policies.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +352,8 @@ def report_key(manifest: Manifest) -> str:
 
 def _report(quarantine: Sequence[tuple[str, int, str, str]], findings: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     for source, line, code, excerpt in quarantine:
-        yield source, line, "", code, f"turned away: {rules.REASONS[code]}", excerpt, ""
+        stays = "" if code in rules.REPLACED else "; what held at its place before stays / 이전 정책을 유지합니다"
+        yield source, line, "", code, f"turned away: {rules.REASONS[code]}{stays}", excerpt, ""
     for source, line, name, rule, before, after in findings:
         yield source, line, STANDARD_COLUMNS[name], rule, rules.FINDINGS[rule], before, after
 

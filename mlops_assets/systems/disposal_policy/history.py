@@ -7,15 +7,17 @@ Does not belong here: what a policy is (`data.py`), who asks for it (`serving/po
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
 from mlops_assets.database import copy_rows, lock
 from mlops_assets.lifecycle import dataset
 from mlops_assets.settings import canonical
-from mlops_assets.systems.disposal_policy.data import FIELDS, SYSTEM, check_contract
+from mlops_assets.systems.disposal_policy.data import FIELDS, SYSTEM, check_contract, turned_away
+from mlops_assets.systems.disposal_policy.rows import PLACE, REPLACED, Place, place_key, place_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,13 +31,15 @@ Row = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class Applied:
-    """What applying a version wrote. `superseded_by`: nothing, because that newer version is in the table already."""
+    """What applying a version wrote. `kept`: policies that the version says nothing of, but for rows that were turned away.
+    `superseded_by`: nothing, because that newer version is in the table already."""
 
     version: str
     new: int = 0
     changed: int = 0
     gone: int = 0
     unchanged: int = 0
+    kept: int = 0
     superseded_by: str | None = None
 
     @property
@@ -50,7 +54,13 @@ class Applied:
                 f"{self.version} is older than {self.superseded_by}, which is in the table: nothing is written, history is not rewritten. "
                 "To return to it, land its sheet again under a new name."
             )
-        return f"{self.new} new, {self.changed} changed, {self.gone} gone, {self.unchanged} as they were"
+        said = f"{self.new} new, {self.changed} changed, {self.gone} gone, {self.unchanged} as they were"
+        if not self.kept:
+            return said
+        return (
+            f"{said}, {self.kept} kept although not in it: rows that were turned away may be theirs "
+            f"/ 오류가 있는 행의 정책 {self.kept}개는 이전 내용을 유지합니다."
+        )
 
 
 def apply(
@@ -71,16 +81,24 @@ def apply(
         raise dataset.DatasetError(
             f"{manifest.system} {manifest.version} breaks the contract ({rules}): materialize `{SYSTEM}/cleaned` again"
         )
+    places = turned_away(policies)
+    if places is None and set(table.body["quarantined"]) - REPLACED:
+        raise dataset.DatasetError(
+            f"{manifest.system} {manifest.version} was cleaned before rows that are turned away kept their policies: "
+            f"materialize `{SYSTEM}/cleaned` again"
+        )
     with engine.begin() as connection, lock(connection, f"{SYSTEM}.policy"):
         arrived_at, newest = _order(connection, manifest.version)
         if newest is not None:
             return Applied(manifest.version, superseded_by=newest)
-        problem = None if accept_loss else _lost(connection, policies.num_rows, max_loss_share)
+        policies, kept = _with_what_stays(connection, policies, places)
+        problem = None if accept_loss else _lost(connection, policies.num_rows + len(kept), max_loss_share)
         dataset.refuse(connection, manifest.system, manifest.version, problem)
         done = Applied(manifest.version)
         if problem is None:
             keys = zip(policies["key"].to_pylist(), policies["content_hash"].to_pylist(), strict=True)
-            done = upsert(connection, manifest.version, keys, partial(_rows, policies))
+            done = upsert(connection, manifest.version, chain(keys, kept.items()), partial(_rows, policies))
+            done = replace(done, unchanged=done.unchanged - len(kept), kept=len(kept))
             _record(connection, done, arrived_at, table)
         crash.reach("policy.before_commit")
     crash.reach("policy.after_commit")
@@ -113,6 +131,69 @@ def _lost(connection: Connection, rows: int, max_loss_share: float) -> str | Non
         f"`{SYSTEM}/policy` alone with accept_loss: true. "
         f"/ 시트의 행이 {current - rows}개 줄어 반영하지 않았습니다."
     )
+
+
+def _with_what_stays(connection: Connection, policies: pa.Table, places: Collection[Place] | None) -> tuple[pa.Table, dict[str, str]]:
+    """`policies` under the keys that they have in the table, without those that have to wait, and what stays: key -> content hash.
+
+    At a place whose row was turned away nothing ends. A row for the same days as a policy that holds there is that policy, changed or not;
+    one for other days is new. Where such days overlap those of a policy that stays, nobody can say what the place has now: all of it stays.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    held = _held(connection, places) if places else {}
+    if not held:
+        return policies, {}
+    arrived: dict[str, dict[str | None, str]] = {place: {} for place in held}
+    for key, days in zip(policies["key"].to_pylist(), policies["general_days"].to_pylist(), strict=True):
+        if (place := key.rsplit("-", 1)[0]) in held:
+            arrived[place][days] = key
+    kept: dict[str, str] = {}
+    keys: dict[str, str | None] = {}
+    for place, before in held.items():
+        new = [days for days in arrived[place] if days not in before]
+        if any(_overlap(days, others) for days in new for others in before):
+            keys |= dict.fromkeys(arrived[place].values())
+            kept |= dict(before.values())
+            continue
+        used = {key for key, _ in before.values()}
+        free = (key for number in count(1) if (key := f"{place}-{number}") not in used)
+        keys |= {key: before[days][0] if days in before else next(free) for days, key in arrived[place].items()}
+        kept |= dict(of for days, of in before.items() if days not in arrived[place])
+    now = [keys.get(key, key) for key in policies["key"].to_pylist()]
+    place_of_key = policies.schema.get_field_index("key")
+    policies = policies.set_column(place_of_key, "key", pa.array(now, pa.string()))
+    return policies.filter(pc.is_valid(policies["key"])), kept
+
+
+def _held(connection: Connection, places: Collection[Place]) -> dict[str, dict[str | None, tuple[str, str]]]:
+    """What holds at the places that a turned-away row may be for: place's key -> days of general waste -> (key, content hash)."""
+    from sqlalchemy import text
+
+    whole = {place_key(place) for place in places if None not in place}
+    # Of the others, by which parts can be read: the places that agree in those.
+    partly: dict[tuple[int, ...], set[Place]] = {}
+    for place in places:
+        if None in place:
+            read = tuple(number for number, part in enumerate(place) if part is not None)
+            partly.setdefault(read, set()).add(tuple(place[number] for number in read))
+    sql = "SELECT key, content_hash, content FROM policy WHERE valid_to IS NULL"
+    if not partly:
+        sql += " AND split_part(key, '-', 1) = ANY(:places)"
+    held: dict[str, dict[str | None, tuple[str, str]]] = {}
+    for key, content_hash, content in connection.execute(text(sql), {} if partly else {"places": list(whole)}):
+        own = key.rsplit("-", 1)[0]
+        if own not in whole:
+            parts = place_of({name: content[name] or "" for name in PLACE})
+            if not any(tuple(parts[number] for number in read) in found for read, found in partly.items()):
+                continue
+        held.setdefault(own, {})[content["general_days"]] = (key, content_hash)
+    return held
+
+
+def _overlap(days: str | None, others: str | None) -> bool:
+    return bool(days and others and set(days.split("+")) & set(others.split("+")))
 
 
 def _rows(policies: pa.Table, wanted: Collection[str]) -> Iterator[Row]:
@@ -162,11 +243,11 @@ def _record(connection: Connection, done: Applied, arrived_at: Any, table: Publi
 
     connection.execute(
         text(
-            "INSERT INTO policy_version (version, arrived_at, table_sha256, applied_at, new, changed, gone, unchanged) "
-            "VALUES (:v, :arrived, :sha, clock_timestamp(), :new, :changed, :gone, :unchanged) ON CONFLICT (version) DO UPDATE SET "
+            "INSERT INTO policy_version (version, arrived_at, table_sha256, applied_at, new, changed, gone, unchanged, kept) "
+            "VALUES (:v, :arrived, :sha, clock_timestamp(), :new, :changed, :gone, :unchanged, :kept) ON CONFLICT (version) DO UPDATE SET "
             "table_sha256 = excluded.table_sha256, applied_at = excluded.applied_at, new = policy_version.new + excluded.new, "
             "changed = policy_version.changed + excluded.changed, gone = policy_version.gone + excluded.gone, "
-            "unchanged = excluded.unchanged "
+            "unchanged = excluded.unchanged, kept = excluded.kept "
             "WHERE policy_version.table_sha256 <> excluded.table_sha256 OR excluded.new + excluded.changed + excluded.gone > 0"
         ),
         {
@@ -177,5 +258,6 @@ def _record(connection: Connection, done: Applied, arrived_at: Any, table: Publi
             "changed": done.changed,
             "gone": done.gone,
             "unchanged": done.unchanged,
+            "kept": done.kept,
         },
     )

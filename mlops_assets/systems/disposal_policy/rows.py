@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mlops_assets import regions
 from mlops_assets.ingest.rows import Rejected
+from mlops_assets.ingest.sheet import is_error
 from mlops_assets.settings import canonical
 
 WEEK: Final = "월화수목금토일"
@@ -22,11 +23,14 @@ KINDS: Final = ("general", "food", "recycling", "bulky")
 WITH_DAYS: Final = KINDS[:3]
 #: Where a rule holds: what its key is made of.
 PLACE: Final = ("sido", "sigungu", "zone", "area", "place")
+#: The values of PLACE, without spaces; None: it could not be read.
+Place = tuple[str | None, ...]
+NOWHERE: Final[Place] = (None,) * len(PLACE)
 
 #: Why a row is turned away -> what that means.
 REASONS: Final = {
-    "malformed_row": "text beyond the last column, or characters that no text has",
-    "formula_error": "a cell shows the error of a formula",
+    "malformed_row": "text beyond the last column, a quote round several rows, or characters that no text has",
+    "formula_error": "a cell shows the error of a formula, or that its value is still computed",
     "bad_region": "no 시도 of that name, or no 시군구",
     "bad_collection_type": "a type that configs/disposal_policy.yaml does not name",
     "bad_days": "not days of the week, or none at all",
@@ -36,6 +40,9 @@ REASONS: Final = {
     "superseded": "another row of the same place has a newer 데이터기준일자",
     "conflicting_rule": "an earlier row of the same place and date says otherwise for the same days, or another provider does",
 }
+
+#: Another row of the same place says what holds instead. A row that is turned away for any other reason ends nothing.
+REPLACED: Final = frozenset({"duplicate_row", "superseded"})
 
 #: What is noticed in a row that is kept -> what that means, and what was done.
 FINDINGS: Final = {
@@ -59,7 +66,6 @@ FINDINGS: Final = {
     "date_spelling": "a date written otherwise than YYYY-MM-DD, unified",
 }
 
-_ERRORS: Final = frozenset({"#REF!", "#N/A", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#ERROR!"})
 _NOTHING: Final = frozenset({"없음"})
 _PLACEHOLDERS: Final = frozenset({"-", "해당없음", "해당 없음"})
 _LOST: Final = re.compile("\ufffd|\\?(?=[가-힣])|(?<=[가-힣])\\?(?=\\S)")
@@ -94,13 +100,34 @@ class Row:
     @property
     def place_key(self) -> str:
         """The same for every spelling of the same place: spaces and the province's former names make no difference."""
-        names = regions.sido(self.values["sido"] or "")
-        parts = [names[0] if names else "", *("".join((self.values[name] or "").split()) for name in PLACE[1:])]
-        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+        return place_key(place_of({name: self.values[name] or "" for name in PLACE}))
 
     @property
     def content_hash(self) -> str:
         return hashlib.sha256(canonical(self.values).encode()).hexdigest()[:32]
+
+
+def place_key(place: Place) -> str:
+    return hashlib.sha256("\x1f".join(part or "" for part in place).encode()).hexdigest()[:32]
+
+
+def place_of(cells: Mapping[str, str]) -> Place:
+    """The place that a row is for, as places are compared. What cannot be read of it is None: it may be any."""
+    parts: list[str | None] = []
+    for name in PLACE:
+        try:
+            value = _text(Row(), name, cells[name]) or ""
+        except _Turned:
+            parts.append(None)
+            continue
+        if name == "sido":
+            names = regions.sido(value)
+            value = names[0] if names else ""
+        elif name == "sigungu":
+            value = _NOTE.sub("", value)
+        # No row is without a province and a district: what is empty there was lost.
+        parts.append("".join(value.split()) or (None if name in ("sido", "sigungu") else ""))
+    return tuple(parts)
 
 
 class _Turned(Exception):
@@ -158,7 +185,7 @@ def _text(row: Row, name: str, cell: str) -> str | None:
     plain = " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cf") else c for c in composed).split())
     if plain != composed:
         row.findings.append(Finding(name, "whitespace", composed, plain or None))
-    if plain in _ERRORS:
+    if is_error(plain):
         raise _Turned("formula_error", f"{name}={plain}")
     for rule, found in (("placeholder", plain in _PLACEHOLDERS), ("excel_zero", _EXCEL_ZERO.fullmatch(plain) is not None)):
         if found:
