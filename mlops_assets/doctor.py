@@ -152,7 +152,7 @@ def _ports(settings: Settings) -> Iterator[Line]:
 
 
 def _key(settings: Settings) -> Iterator[Line]:
-    from mlops_assets.lifecycle.signing import KeyProblem, load_signer
+    from mlops_assets.lifecycle.signing import KeyProblem, load_signer, who_reads
 
     if not settings.signing_key_path.exists():
         yield Line("signing key", "warn", f"none yet at {settings.signing_key_path}", "`mlops up` makes one at its first start")
@@ -160,14 +160,14 @@ def _key(settings: Settings) -> Iterator[Line]:
     try:
         signer = load_signer(settings)
     except KeyProblem as problem:
-        yield Line("signing key", "fail", str(problem), f"chmod 600 {settings.signing_key_path}")
+        yield Line("signing key", "fail", str(problem), problem.fix)
         return
     public = settings.public_keys_path / f"{signer.key_id}.pub"
     if not public.exists():
         found = f"its public half {public} is missing: no server accepts what it signed"
         yield Line("signing key", "fail", found, "`mlops up` makes it again from the private half, which must not be rotated before")
         return
-    yield Line("signing key", "ok", f"{signer.key_id}, mode 0600")
+    yield Line("signing key", "ok", f"{signer.key_id}, {who_reads(settings.signing_key_path)}")
 
 
 def _embedded(settings: Settings) -> Iterator[Line]:
@@ -178,6 +178,12 @@ def _embedded(settings: Settings) -> Iterator[Line]:
         yield Line("postgresql", "ok", "no embedded database yet" if not settings.database_url else "not embedded")
     elif (pid := postmaster(data)) is not None:
         yield Line("postgresql", "ok", f"embedded, running as process {pid}")
+    elif _running(settings) and "://postgres@/mlops?host=" in (settings.database_url or ""):
+        log = settings.home / "logs" / "postgres.log"
+        fix = (
+            f"see the end of {log}; is the disk full? `mlops up` starts it again by itself, at least every 30 s, and the rest waits for it"
+        )
+        yield Line("postgresql", "fail", "embedded, not running although the platform runs", fix)
     else:
         yield Line("postgresql", "ok", "embedded, not running")
 

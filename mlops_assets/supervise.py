@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,8 +44,6 @@ if os.getppid() != parent:
 os.execv(sys.argv[5], sys.argv[5:])
 """
 
-_LOG_LIMIT = 20 * 1024 * 1024
-
 
 @dataclass(frozen=True)
 class Service:
@@ -53,7 +52,9 @@ class Service:
     Attributes:
         command: absolute program first.
         is_ready: asked until it is true; quick, never raises.
-        after: names of services that are started first (and are ready, or given up).
+        after: names of services that are started first (and are ready, or have failed again and again).
+        needs: names of services without which this one cannot run: while one of them is away, its own ends are no failures of its own
+            and it is started again when they are back.
         uid, gid: run as somebody else (only root may).
         gentle: the signal that asks it to stop; sent to the whole group unless `leader_only`.
         address: shown to people once it is ready.
@@ -66,6 +67,7 @@ class Service:
     address: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     after: Sequence[str] = ()
+    needs: Sequence[str] = ()
     folder: Path | None = None
     uid: int | None = None
     gid: int | None = None
@@ -75,16 +77,19 @@ class Service:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds."""
+    """How long to wait for what, in seconds, and how long a log may become."""
 
     first_backoff: float = 0.5
     longest_backoff: float = 30.0
     restarts: int = 5
-    """This many failures in a row, and it is given up."""
+    """This many failures in a row, and people are told with the end of its log. It is started again and again all the same: what a full
+    disk or a database that is away stops must go on by itself when that is over."""
     stable: float = 60.0
     """Up for this long, and earlier failures are forgotten."""
     slow_start: float = 120.0
     stop: float = 10.0
+    log_bytes: int = 20 * 1024 * 1024
+    """A log that is longer becomes `<name>.log.1`, in place of the one of before."""
 
 
 @dataclass
@@ -97,7 +102,8 @@ class Child:
     failures: int = 0
     ready: bool = False
     was_ready: bool = False
-    given_up: bool = False
+    failing: bool = False
+    waits: bool = False
     said_slow: bool = False
 
     @property
@@ -115,6 +121,7 @@ class Supervisor:
         self.logs = logs
         self.patience = patience or Patience()
         self.children: dict[str, Child] = {}
+        self._look_at_logs = 0.0
         self._say = say
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -124,21 +131,23 @@ class Supervisor:
 
     @property
     def settled(self) -> bool:
-        """Each is ready or given up."""
-        return all(c.ready or c.given_up for c in self.children.values())
+        """Each is ready, or has failed so often that nobody waits for it."""
+        return all(c.ready or c.failing for c in self.children.values())
 
     @property
     def failed(self) -> list[str]:
-        return [name for name, c in self.children.items() if c.given_up]
+        return [name for name, c in self.children.items() if c.failing]
 
     def tick(self) -> None:
-        """Look once at every child: start what is due, notice what ended or became ready."""
+        """Look once at every child: start what is due, notice what ended or became ready; and at the size of their logs."""
+        if time.monotonic() >= self._look_at_logs:
+            self._look_at_logs = time.monotonic() + 1
+            for name in self.children:
+                self._rotate(self.log(name))
         for child in self.children.values():
             now = time.monotonic()
-            if child.given_up:
-                continue
             if child.process is None:
-                if now >= child.due and all(self.children[n].ready or self.children[n].given_up for n in child.service.after):
+                if now >= child.due and self._may_start(child):
                     self._start(child)
             elif child.process.poll() is not None:
                 self._ended(child)
@@ -158,11 +167,20 @@ class Supervisor:
             return ""
         return "\n".join("    " + line for line in text.rstrip().splitlines()[-lines:])
 
+    def _rotate(self, path: Path) -> None:
+        """Keep a log's last whole part beside it. Its writer goes on in the same file (O_APPEND), so the file itself is emptied."""
+        with contextlib.suppress(OSError):  # none yet; or a full disk, where emptying comes first
+            if path.stat().st_size <= self.patience.log_bytes:
+                return
+            try:
+                shutil.copyfile(path, path.with_suffix(".log.1"))
+            finally:
+                os.truncate(path, 0)
+
     def _start(self, child: Child) -> None:
         service = child.service
         path = self.log(service.name)
-        if path.exists() and path.stat().st_size > _LOG_LIMIT:
-            path.replace(path.with_suffix(".log.1"))
+        self._rotate(path)
         uid = os.geteuid() if service.uid is None else service.uid
         gid = os.getegid() if service.gid is None else service.gid
         # PostgreSQL (leader_only) is never killed outright: its own fast shutdown is the signal it gets.
@@ -185,7 +203,7 @@ class Supervisor:
         service = child.service
         if service.is_ready():
             took = time.monotonic() - child.started
-            child.ready = True
+            child.ready, child.failing = True, False
             again = " again" if child.was_ready else ""
             child.was_ready = True
             self._say(
@@ -197,24 +215,40 @@ class Supervisor:
                 "warn", f"{service.name} is still starting after {self.patience.slow_start:.0f} s; its log is {self.log(service.name)}"
             )
 
+    def _may_start(self, child: Child) -> bool:
+        away = self._away(child)
+        if away and not child.waits and child.was_ready:
+            child.waits = True
+            self._say("warn", f"{child.service.name} waits for {' and '.join(away)}")
+        child.waits = child.waits and bool(away)
+        return not away and all(self.children[n].ready or self.children[n].failing for n in child.service.after)
+
+    def _away(self, child: Child) -> list[str]:
+        needed = [self.children[name] for name in child.service.needs]
+        return [one.service.title or one.service.name for one in needed if not one.ready]
+
     def _ended(self, child: Child) -> None:
         assert child.process is not None
         name, code = child.service.name, child.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         _signal_group(child.process.pid, signal.SIGKILL)  # what it left behind would hold its port
         child.process, child.ready = None, False
-        child.failures += 1
-        if child.failures > self.patience.restarts:
-            child.given_up = True
-            self._say(
-                "fail", f"{name} {how} {child.failures} times and is given up. Its log, {self.log(name)}, ends with:\n{self.tail(name)}"
-            )
+        if away := self._away(child):
+            child.waits, child.due = True, 0.0
+            self._say("warn", f"{name} {how}; it waits for {' and '.join(away)}")
             return
-        wait = min(self.patience.first_backoff * 2 ** (child.failures - 1), self.patience.longest_backoff)
+        child.failures += 1
+        wait = min(self.patience.first_backoff * 2.0 ** min(child.failures - 1, 30), self.patience.longest_backoff)
         child.due = time.monotonic() + wait
-        self._say(
-            "warn", f"{name} {how}; starting it again in {wait:g} s ({child.failures} of {self.patience.restarts}), log {self.log(name)}"
-        )
+        if child.failures <= self.patience.restarts:
+            self._say("warn", f"{name} {how}; starting it again in {wait:g} s (failure {child.failures}), log {self.log(name)}")
+        elif not child.failing or child.failures & (child.failures - 1) == 0:  # once, then at 8, 16, 32 ...
+            self._say(
+                "fail",
+                f"{name} {how}, {child.failures} times in a row; it is tried again every {wait:g} s. "
+                f"Its log, {self.log(name)}, ends with:\n{self.tail(name)}",
+            )
+        child.failing = child.failures > self.patience.restarts
 
     def stop(self, names: Iterable[str], hurry: Callable[[], bool] = lambda: False) -> None:
         """Ask these to stop, together; kill those that do not within the patience, or at once when `hurry()` turns true."""

@@ -194,11 +194,13 @@ class Platform:
                 leader_only=True,
             )
         )
-        while not self.supervisor.settled and not stopped():
+        said = False
+        while not self.supervisor.children["postgres"].ready and not stopped():
             self.supervisor.tick()
+            if self.supervisor.failed and not said:
+                said = True
+                self._say("warn", "everything else waits for PostgreSQL. Is the disk full? `mlops doctor` looks at it; Ctrl-C ends this")
             time.sleep(0.05)
-        if self.supervisor.failed:
-            raise Refused("PostgreSQL does not start: see above. Is the disk full? `mlops doctor` looks at it.")
         if not stopped():
             server.create_databases()
         return server
@@ -268,6 +270,9 @@ class Platform:
         workspace = ["-w", str(settings.dagster_home / "workspace.yaml")]
         host = settings.host
 
+        needs = ["postgres"] if "postgres" in self.supervisor.children else []
+        database = {"needs": needs}  # of those that end without it; the others say themselves what they wait for
+
         def service(name: str, command: list[str], is_ready: Callable[[], bool], **more: Any) -> Service:
             environment = self.environment | more.pop("environment", {})
             return Service(name, command, is_ready, environment=environment, folder=REPOSITORY, **more)
@@ -303,6 +308,7 @@ class Platform:
                 title="MLflow",
                 address=links["MLflow"],
                 environment=mlflow_environment(settings),
+                **database,
             )
         yield service(
             "dagster",
@@ -311,6 +317,7 @@ class Platform:
             title="Dagster",
             address=links["Dagster"],
             after=["code"],
+            **database,
         )
         yield service(
             "daemon",
@@ -318,6 +325,7 @@ class Platform:
             lambda: daemon_beats(links["Dagster"]),
             title="Dagster daemon",
             after=["code", "dagster", *(["mlflow"] if self._own_mlflow else [])],  # it may at once start a run again that was cut off
+            **database,
         )
         yield service(
             "serve", [*mlops, "serve"], lambda: answers(links["Model API"] + "/livez"), title="model server", address=links["Model API"]
@@ -599,7 +607,7 @@ class Voice:
     def addresses(self, platform: Platform, headline: str, next_step: str | None = None) -> None:
         failed = platform.supervisor.failed
         if failed:
-            self.say("fail", f"without {', '.join(failed)}: the logs are in {platform.supervisor.logs}")
+            self.say("fail", f"without {', '.join(failed)}, tried again all the time: the logs are in {platform.supervisor.logs}")
         self.say("ok", headline)
         for title, address in platform.links.items():
             self._console.print(f"    {title:<12} {address}")

@@ -57,13 +57,63 @@ def test_a_killed_child_is_started_again(supervisor, said):
     assert any(kind == "warn" and "worker was killed by SIGKILL" in text and "worker.log" in text for kind, text in said)
 
 
-def test_a_child_that_keeps_failing_is_given_up_with_the_end_of_its_log(supervisor, said):
-    child = supervisor.add(python("broken", "print('no such table'); raise SystemExit(3)", is_ready=lambda: False))
-    until(lambda: child.given_up, tick=supervisor.tick)
+def test_a_child_that_keeps_failing_is_told_of_with_the_end_of_its_log_and_never_given_up(supervisor, said, tmp_path):
+    works = tmp_path / "works"
+    code = (
+        f"import pathlib, time\nif not pathlib.Path({str(works)!r}).exists(): print('no such table'); raise SystemExit(3)\ntime.sleep(600)"
+    )
+    child = supervisor.add(python("broken", code, is_ready=works.exists))
+    until(lambda: child.failing, tick=supervisor.tick)
     assert child.failures == QUICK.restarts + 1
     assert supervisor.failed == ["broken"] and supervisor.settled
     kind, text = said[-1]
-    assert kind == "fail" and "exit code 3" in text and "no such table" in text and "broken.log" in text
+    assert kind == "fail" and "exit code 3" in text and "no such table" in text and "broken.log" in text and "tried again every" in text
+    until(lambda: child.failures == 9, tick=supervisor.tick)
+    assert [text.partition(",")[2][:3] for kind, text in said if kind == "fail"] == [" 3 ", " 4 ", " 8 "]  # less and less often
+    works.touch()  # the disk has room again
+    until(lambda: child.ready, tick=supervisor.tick)
+    assert supervisor.failed == [] and said[-1][1].startswith("broken is ready")
+
+
+def test_the_waits_between_restarts_grow_up_to_a_limit(supervisor, said):
+    supervisor.patience = Patience(first_backoff=0.01, longest_backoff=0.04, restarts=20)
+    child = supervisor.add(python("broken", "raise SystemExit(3)", is_ready=lambda: False))
+    until(lambda: child.failures == 5, tick=supervisor.tick)
+    assert [text.split(" in ")[1].split(" s ")[0] for _, text in said] == ["0.01", "0.02", "0.04", "0.04", "0.04"]
+
+
+def test_while_what_it_needs_is_away_a_child_waits_and_says_so(supervisor, said, tmp_path):
+    there = tmp_path / "there"
+    there.touch()
+    base = f"import pathlib, time\nwhile pathlib.Path({str(there)!r}).exists(): time.sleep(0.01)\nraise SystemExit(1)"
+    database = supervisor.add(python("database", base, is_ready=there.exists, title="the database"))
+    user = supervisor.add(python("user", f"{base[:-1]}7)", needs=["database"]))
+    other = supervisor.add(python("other", SLEEP))
+    until(lambda: user.ready and database.ready, tick=supervisor.tick)
+    there.unlink()
+    until(lambda: database.failures > QUICK.restarts + 3, tick=supervisor.tick)
+    assert user.process is None and user.failures <= 1 and not user.failing and other.alive
+    assert sum("waits for the database" in text for _, text in said) == 1
+    there.touch()
+    until(lambda: user.ready and database.ready, tick=supervisor.tick)
+
+
+def test_a_log_is_rotated_while_it_is_written(supervisor, tmp_path):
+    supervisor.patience = Patience(log_bytes=100_000)
+    code = "import sys\nfor number in range(200_000): print(number, flush=True)\nimport time; time.sleep(600)"
+    supervisor.add(python("talker", code))
+    log, old = supervisor.log("talker"), supervisor.logs / "talker.log.1"
+    before = supervisor._look_at_logs
+
+    def look() -> None:
+        supervisor._look_at_logs = before
+        supervisor.tick()
+
+    until(lambda: log.exists() and log.read_bytes().endswith(b"199999\n"), tick=look)
+    look()
+    assert old.exists() and log.stat().st_size < 1_000_000
+    assert b"\0" not in log.read_bytes()  # its writer goes on at the new end
+    assert b"199999\n" in old.read_bytes() + log.read_bytes()
 
 
 def test_a_child_waits_for_what_it_comes_after(supervisor, tmp_path):

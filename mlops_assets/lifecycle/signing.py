@@ -25,7 +25,11 @@ class BadSignature(Exception):
 
 
 class KeyProblem(RuntimeError):
-    """The signing key is missing or readable by others. The message has the command that mends it."""
+    """The signing key is missing or readable by others. The message has the command that mends it; `fix` is that alone."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(f"{message}: {fix}")
+        self.message, self.fix = message, fix
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,17 @@ def rotate_key(settings: Settings) -> str:
     """Make a new signing key; the old public half stays, so that what it signed still verifies. Returns the new key id."""
     from nacl.signing import SigningKey
 
+    path = settings.signing_key_path
+    if path.is_symlink():
+        fix = "change it there (a Kubernetes Secret: in the Secret), then start again; `mlops up` publishes its public half"
+        raise KeyProblem(f"{path} is a link to {os.readlink(path)}: the key comes from elsewhere", fix)
     with suppress(KeyProblem):  # there is none, or one that cannot be used any more
         _publish(settings, load_signer(settings).key.verify_key)
     key = SigningKey.generate()
     # The public half first: a signature must never exist before what verifies it.
     _publish(settings, key.verify_key)
-    settings.signing_key_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write(settings.signing_key_path, bytes(key).hex().encode(), 0o600)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write(path, bytes(key).hex().encode(), 0o600)
     return _key_id(key.verify_key)
 
 
@@ -91,15 +99,38 @@ def load_signer(settings: Settings) -> Signer:
     from nacl.signing import SigningKey
 
     path = settings.signing_key_path
-    if not path.exists():
-        raise KeyProblem(f"no signing key at {path}: start the platform once with `mlops up`, it makes one")
-    if path.stat().st_mode & 0o077:
-        raise KeyProblem(f"{path} can be read by others: run `chmod 600 {path}`, then `mlops doctor --rotate-key` if it was exposed")
     try:
-        key = SigningKey(bytes.fromhex(path.read_text().strip()))
+        with path.open() as file:
+            if _others_read(os.fstat(file.fileno())):
+                fix = f"chmod 600 {path}, then `mlops doctor --rotate-key` if it was exposed"
+                raise KeyProblem(f"{path} can be read by others", fix)
+            text = file.read()
+    except FileNotFoundError:
+        raise KeyProblem(f"no signing key at {path}", "start the platform once with `mlops up`, it makes one") from None
+    except OSError as error:
+        fix = "give it to the account of this process (a Kubernetes Secret: fsGroup in the pod's securityContext, defaultMode 0400)"
+        raise KeyProblem(f"{path} cannot be read ({error.strerror})", fix) from None
+    try:
+        key = SigningKey(bytes.fromhex(text.strip()))
     except ValueError as error:
-        raise KeyProblem(f"{path} holds no Ed25519 key ({error}): restore it, or make a new one with `mlops doctor --rotate-key`") from None
+        raise KeyProblem(
+            f"{path} holds no Ed25519 key ({error})", "restore it, or make a new one with `mlops doctor --rotate-key`"
+        ) from None
     return Signer(key, _key_id(key.verify_key))
+
+
+def _others_read(info: os.stat_result) -> bool:
+    """Whether an account that is not ours may read (or write) the file. root's file for our own group is how Kubernetes hands out a Secret:
+    with `fsGroup` its mode 0400 becomes 0440, and nobody but root and that group is let in."""
+    for_our_group = info.st_uid == 0 and info.st_gid in {os.getegid(), *os.getgroups()}
+    return bool(info.st_mode & 0o077 & ~(0o040 if for_our_group else 0))
+
+
+def who_reads(path: Path) -> str:
+    """The mode of a key that was accepted, for people."""
+    info = path.stat()
+    mode = f"mode {info.st_mode & 0o777:04o}"
+    return f"{mode}: root's, and readable by the group {info.st_gid}, which is ours" if info.st_mode & 0o040 else mode
 
 
 def verify(payload: str, signature: str, key_id: str, public_keys: Path) -> None:

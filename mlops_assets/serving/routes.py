@@ -24,6 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from mlops_assets.serving import errors, policies
 from mlops_assets.serving.answers import Answer
@@ -50,6 +51,8 @@ log = logging.getLogger("mlops.serving")
 PAGES = Path(__file__).parent / "pages"
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:"}
 MAX_FEEDBACK_BYTES = 256 * 1024
+#: How a request is counted whose client hung up before it was complete (nginx's number). Nothing failed here.
+CLIENT_LEFT = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}")
 _IMAGES_FIX = 'Send multipart `files`, or UTF-8 JSON {"inputs": ["<base64 of a file>"]}.'
@@ -487,6 +490,8 @@ class _Envelope:
 
         try:
             await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or CLIENT_LEFT
         except Exception:
             log.exception("request %s failed", state["request_id"])
             if status == 0:
