@@ -646,7 +646,7 @@ def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bo
 @app.command
 def production_info(system: str | None = None, *, as_json: Json = False) -> None:
     """What is in production, since when, by whom and why."""
-    from mlops_assets.lifecycle.history import champion_at
+    from mlops_assets.lifecycle.history import absence, champion_at
     from mlops_assets.systems import SYSTEMS
 
     names = [system] if system else list(SYSTEMS)
@@ -654,12 +654,14 @@ def production_info(system: str | None = None, *, as_json: Json = False) -> None
         _system(name)
     with _platform(load_settings()).engine.connect() as connection:
         found = [champion_at(connection, name) or {"system": name, "version": None} for name in names]
+        absences = {name: absence(connection, name) for name in names}
+        missing = {name: f"{one.why}. {one.fix}" for name, one in absences.items() if one is not None}
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
     for info in found:
         if info["version"] is None:
-            print(f"{info['system']}: no champion yet")
+            print(f"{info['system']}: no champion yet" + (f": {why}" if (why := missing.get(info["system"])) else ""))
             continue
         figures = ", ".join(f"{name} {value:.4f}" for name, value in info["metrics"].items())
         print(
@@ -677,19 +679,54 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Dataset versions beside each other, then verdicts and promotions, newest first."""
-    from mlops_assets.lifecycle.history import champion_at, compare, events
+    from mlops_assets.lifecycle.history import absence, champion_at, compare, events
 
     _known_system(system, data=True)
     moment = at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
     with _platform(load_settings()).engine.connect() as connection:
         versions, rows = compare(connection, system), events(connection, system, at=moment)
         champion = champion_at(connection, system, moment)
+        missing = absence(connection, system) if champion is None and moment is None else None
     if as_json:
         print(json.dumps({"champion": champion, "versions": versions, "events": rows}, ensure_ascii=False))
         return
-    print(f"champion: v{champion['version']} ({champion['dataset_version']})" if champion else "champion: none")
-    _table(versions)
-    _table(rows)
+    none = f"champion: none: {missing.why}. {missing.fix}" if missing else "champion: none"
+    print(f"champion: v{champion['version']} ({champion['dataset_version']})" if champion else none)
+    if not versions and not rows:
+        return
+    figures = [{**row, "event": row["verdict"], "why": _figures(row)} for row in versions]
+    told = [{**row, "why": f"{row['why']} ({row['actor']})"} for row in rows]
+    zone = "UTC" + datetime.now().astimezone().isoformat()[-6:]
+    for title, lines in ((f"dataset versions (times: {zone})", figures), ("decisions, newest first", told)):
+        print(title)
+        for line in _decisions(lines):
+            print(line)
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    from mlops_assets.lifecycle.report import label
+
+    return "  ".join(f"{label(name)} {value:.3f}" for name, value in row.items() if isinstance(value, float))
+
+
+def _decisions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line each: when (in this machine's time), what, which model of which data, why; the width of a terminal cuts the why."""
+    import shutil
+
+    from rich.cells import cell_len, set_cell_size
+
+    from mlops_assets.lifecycle.history import at_home, told_apart
+
+    columns = shutil.get_terminal_size((0, 0)).columns  # 0: nobody's terminal, nothing is cut
+    names = ["/".join(part for part in (row["dataset_version"], row.get("variant")) if part) for row in rows]
+    shown = told_apart(names, max(24, columns // 3) if columns else 200)
+    width = max((len(name) for name in shown.values()), default=0)
+    lines = []
+    for row, name in zip(rows, names, strict=True):
+        at = at_home(row["at"]) if row["at"] else ""
+        line = f"  {at:<16}  {row['event']:<10}  {row.get('model', ''):<4}  {shown[name]:<{width}}  {' '.join(row['why'].split())}".rstrip()
+        lines.append(set_cell_size(line, columns - 1) + "…" if columns and cell_len(line) > columns else line)
+    return lines
 
 
 @app.command

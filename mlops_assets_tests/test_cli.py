@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import text
@@ -24,7 +27,7 @@ from mlops_assets.lifecycle.dataset import object_key
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.conftest import free_port
-from mlops_assets_tests.factories import GOOD, World, config_of
+from mlops_assets_tests.factories import BAD, GOOD, World, config_of
 from mlops_assets_tests.ingest import arrivals
 from mlops_assets_tests.toy import toy_definitions, toy_system
 
@@ -234,6 +237,62 @@ def test_candidate_champion_archive_from_the_command_line(run, world, settings):
     assert code == 0 and json.loads(out)["sentiment"]["delete"] == []
     code, out, _ = run("history", "sentiment")
     assert code == 0 and "rollback" in out
+
+
+def test_history_has_one_line_a_decision_at_80_columns(run, world, monkeypatch):
+    """With its time, as the wall has it, and with names that are told apart."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TZ", "Asia/Seoul")
+    time.tzset()
+    try:
+        long = "nsmc-reviews-of-films-cut-from-the-ledger-of-comments-2026-11"
+        names = [f"{long}-a", f"{long}-b", "x" * 40 + "a" + "y" * 10, "v1"]
+        for place, name in enumerate(names):
+            world.registered(name, {**GOOD, "f1": 0.80 + place / 100}, content=name)
+        world.registered("bad", {**GOOD, "f1": 0.5}, content="bad")
+        assert run("produce", "sentiment", "--version", "1", "--reason", "the first one, which everybody has waited for")[0] == 0
+        before = datetime.now(UTC).astimezone(ZoneInfo("Asia/Seoul"))
+        code, out, _ = run("history", "sentiment")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert code == 0 and "UTC+09:00" in out
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    assert len(lines) == 5 + 6, "five versions; five verdicts and a promotion"
+    assert all(re.match(rf"  {before:%Y-%m-%d} \d\d:\d\d  (promote|registered|refused) ", line) for line in lines)
+    names = {line[36:].split()[0] for line in lines[:5]}
+    assert len(names) == 5 and {"v1", "bad"} < names and all("…" in name for name in names - {"v1", "bad"}), "all told apart"
+    assert all(len(line) <= 80 for line in lines)
+    assert "F1 0.500 <" in next(line for line in lines[5:] if "refused" in line)
+
+
+def test_names_are_shortened_only_while_they_are_told_apart():
+    from mlops_assets.lifecycle.history import told_apart
+
+    names = ["short", "a" * 30 + "1" * 8, "a" * 31 + "1" * 8, "b" * 30]
+    shown = told_apart(names, 20)
+    assert len(set(shown.values())) == len(names) and shown["short"] == "short"
+    assert shown["b" * 30] == "b" * 11 + "…" + "b" * 8 and shown[names[1]] == names[1]
+    assert len({name[:11] + name[-8:] for name in names[1:3]}) == 1  # control: cut alike, both would be one
+
+
+def test_a_system_without_a_champion_says_why(run, world, settings):
+    assert run("history", "sentiment")[1] == "champion: none\n"
+    world.dataset("v1")
+    assert "v1 has arrived, and no model of it was judged yet" in run("production-info", "sentiment")[1]
+    world.registered("v1", BAD, content="a")
+    assert "one model was refused: F1 0.500 < 0.800" in run("history", "sentiment")[1]
+    world.registered("v2", BAD, content="b")
+    world.registered("v2", {**BAD, "f1": 0.6}, content="c")  # the same model, trained again: its newest verdict counts
+    code, out, _ = run("production-info", "sentiment")
+    assert code == 0 and "two models were refused: F1 0.600 < 0.800; F1 0.500 < 0.800. `mlops history sentiment`" in out
+    world.registered("v3", GOOD, content="d")
+    assert "one model was registered and none was promoted. Promote one: `mlops produce sentiment" in run("production-info", "sentiment")[1]
+
+
+def test_what_land_tells_to_watch_can_be_watched(run):
+    code, out, _ = run("history", "disposal_policy")
+    assert code == 0 and out.startswith("champion: none")
 
 
 def test_trace_follows_an_answer_to_its_bytes_and_notices_a_broken_link(run, world, store, tmp_path):

@@ -72,11 +72,13 @@ def _links(settings: Settings) -> None:
 
 
 def champion(connection: Connection, system: str) -> None:
-    from mlops_assets.lifecycle.history import at_home, champion_at, events
+    from mlops_assets.lifecycle.history import absence, at_home, champion_at, events
 
     found = champion_at(connection, system)
     if found is None:
-        st.warning("운영 중인 모델이 없습니다. / No champion yet: land data with `mlops land`.")
+        missing = absence(connection, system)
+        korean, why = (missing.why_ko, f"{missing.why}. {missing.fix}") if missing else ("", "land data with `mlops land`.")
+        st.warning(f"운영 중인 모델이 없습니다. {korean} / No champion yet: {why}")
     else:
         st.subheader(f"{system} v{found['version']} · {found['dataset_version']}")
         shown = [name for name in ("accuracy", "f1", "precision", "recall", "loss") if name in found["metrics"]]

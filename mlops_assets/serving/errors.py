@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlops_assets.lifecycle.history import Absence
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.models import VersionUnavailable
 from mlops_assets.serving.text import BadInput
@@ -85,7 +86,8 @@ def unknown_system(system: str, known: list[str]) -> ApiError:
     )
 
 
-def nothing_served(system: str, channel: str, looked: bool, refusal: str | None) -> ApiError:
+def nothing_served(system: str, channel: str, looked: bool, refusal: str | None, missing: Absence | None = None) -> ApiError:
+    """`missing`: why there is no champion, as the ledger knows it."""
     retry = {"Retry-After": "5"}
     if not looked:
         fix = "Try again in a few seconds."
@@ -99,6 +101,8 @@ def nothing_served(system: str, channel: str, looked: bool, refusal: str | None)
             f"Land data (`mlops land {system} PATH --dataset-version V`), or promote a registered version "
             f"(`mlops produce {system} --metric F1 --reason TEXT`)."
         )
+        if missing is not None:
+            message, korean, fix = f"{message}: {missing.why}", f"{korean} {missing.why_ko}", missing.fix
     if refusal is not None:
         message += f" that may be served: {refusal}"
         fix = f"GET /models/{system} has the reasons; promote another version."

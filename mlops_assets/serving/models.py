@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle import promotion as ledger
 from mlops_assets.lifecycle.bundle import BadBundle, fetch
+from mlops_assets.lifecycle.history import Absence, absence
 from mlops_assets.lifecycle.promotion import Promotion, Receipt
 from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.serving import loading
@@ -47,6 +48,8 @@ REFUSALS_KEPT = 20
 #: A version by name that could not be loaded is not tried again for so long: loading is the dearest thing a client can ask for.
 NAMED_RETRY_SECONDS = 30.0
 MAX_BACKOFF_SECONDS = 30.0
+#: For so long it stays known why a system has no champion.
+ABSENCE_SECONDS = 2.0
 
 
 class VersionUnavailable(Exception):
@@ -502,6 +505,8 @@ class Follower:
         self._on_swap, self._on_refusal = on_swap, on_refusal
         self._hosts: dict[str, ModelHost] = {}
         self._hosts_lock = threading.Lock()
+        self._absences: dict[str, tuple[float, Absence | None]] = {}
+        self._absence_lock = threading.Lock()
         self._check_lock = threading.Lock()
         self._stop = threading.Event()
         self._looked = threading.Event()
@@ -595,6 +600,24 @@ class Follower:
         with self._connect().connect() as connection:
             self.check(connection)
         host.wait(self._load_seconds + 30)
+
+    def absence_known(self, system: str) -> tuple[bool, Absence | None]:
+        """Whether it was asked a moment ago why `system` has no champion, and the answer. Never waits."""
+        until, found = self._absences.get(system, (0.0, None))
+        return self.away_since is not None or time.monotonic() < until, found
+
+    def absence(self, system: str) -> Absence | None:
+        """Why `system` has no champion, by the ledger; None when it does not say. Blocks: call it on a thread."""
+        with self._absence_lock:  # of many that ask at once, one asks the database
+            known, found = self.absence_known(system)
+            if not known:
+                try:
+                    with self._connect().connect() as connection:
+                        found = absence(connection, system)
+                except Exception as error:  # the answer is the same without it
+                    log.warning("%s: why there is no champion is not known: %s", system, _line(error))
+                self._absences[system] = time.monotonic() + ABSENCE_SECONDS, found
+            return found
 
     def describe(self) -> dict[str, Any]:
         ledger_state = {"connected": self.away_since is None, "away_since": self.away_since, "reason": self.away_reason}

@@ -150,8 +150,15 @@ class Routes:
                 raise errors.of_version(error, system) from None
         if host is None or host.current is None:
             refusal = host.refusals[-1].reason if host is not None and host.refusals else None
-            raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), refusal)
+            raise await self._nothing_served(system, refusal)
         return host.current
+
+    async def _nothing_served(self, system: str, refusal: str | None = None) -> ApiError:
+        follower = self.server.follower
+        known, missing = follower.absence_known(system)
+        if not known:
+            missing = await asyncio.to_thread(follower.absence, system)
+        return errors.nothing_served(system, self.server.channel, follower.has_looked(), refusal, missing)
 
     async def predict(self, system: str, request: Request) -> Response:
         model = await self.model(system, request.query_params.get("version"))
@@ -193,7 +200,7 @@ class Routes:
         self.require_known(system)
         host = self.server.follower.host(system)
         if host is None:
-            raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), None)
+            raise await self._nothing_served(system)
         if host.current is not None:
             request.scope["state"]["model_version"] = str(host.current.version)
         return _json(host.describe())

@@ -20,7 +20,7 @@ from mlops_assets.serving.answers import Answer, AnswerLog
 from mlops_assets.serving.text import MAX_BODY_BYTES
 from mlops_assets.settings import Settings, process_environment
 from mlops_assets.store import ObjectStore
-from mlops_assets_tests.factories import World, config_of
+from mlops_assets_tests.factories import GOOD, World, config_of
 from mlops_assets_tests.serving.bundles import probabilities
 from mlops_assets_tests.serving.running import Running, database_away, promote, register, running, until
 
@@ -97,6 +97,22 @@ def test_no_champion_yet(settings: Settings) -> None:
         assert "mlops produce sentiment" in answer.json()["fix"]
         assert server.client.get("/readyz").status_code == 200
         assert server.client.get("/livez").status_code == 200
+
+
+def test_no_champion_says_why(world: World, settings: Settings) -> None:
+    world.registered("v1", {**GOOD, "accuracy": 0.605, "f1": 0.61}, content="a")
+    world.registered("v2", {**GOOD, "f1": 0.5}, content="b")
+    with running(settings) as server:
+        answers = [server.predict("좋은 영화"), server.client.get("/models/sentiment")]
+        for answer in answers:
+            body = answer.json()
+            assert (answer.status_code, body["code"]) == (503, "no_champion")
+            assert body["message"] == "sentiment has no champion yet: two models were refused: F1 0.500 < 0.800; F1 0.610 < 0.800"
+            assert "모델 2개가 기준을 넘지 못해 거절되었습니다." in body["message_ko"]
+            assert "mlops history sentiment" in body["fix"] and "mlops land" not in body["fix"]
+        world.registered("v3", {**GOOD, "f1": 0.55}, content="c")
+        until(lambda: "three models were refused" in server.predict("좋은 영화").json()["message"])
+        assert "mlops land tires" in server.predict("x", system="tires").json()["fix"], "of another system nothing is known"
 
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-1.2_3", True), ("a" * 64, True), ("a" * 65, False), ("a b", False), ("../x", False)])
