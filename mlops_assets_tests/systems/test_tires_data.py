@@ -387,6 +387,83 @@ def test_indexes_that_disagree_settle_nothing(version, clean, rows, engine: Engi
     assert rows("v1").set_index("path").loc["photos/b.jpg", "label"] == 0
 
 
+# --- pictures that are no examples ----------------------------------------------------------------------------------------------
+
+
+def grain(number: int, side: int = 96) -> Image.Image:
+    """A photo with fine detail, as `photo` has none."""
+    forms = Image.open(io.BytesIO(photo(number, "PNG", side)))
+    return Image.fromarray((np.asarray(forms) + np.random.default_rng(number).normal(0, 20, (side, side))).clip(0, 255).astype(np.uint8))
+
+
+def mask_of(number: int, form: str = "PNG") -> bytes:
+    mask = Image.new("L", (48, 48))
+    mask.paste(255, (number % 30, number % 20, number % 30 + 12, number % 20 + 9))
+    out = io.BytesIO()
+    mask.save(out, form)
+    return out.getvalue()
+
+
+def encoded(picture: Image.Image, quality: int = 92) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "ground_truth/defective/{:03d}_mask.png",
+        "ground_truth/defective/{:03d}.png",
+        "masks/defective/{:03d}.png",
+        "defective/mask/{:03d}.png",
+        "defective/{:03d}_mask.png",
+        "all/defective/m{:03d}.bmp",  # neither place nor name says so, the picture does
+    ],
+)
+def test_masks_are_no_photos_wherever_they_lie(version, clean, rows, engine: Engine, place: str) -> None:
+    photos = {f"test/{'defective' if n % 2 else 'good'}/{n:03d}.png": photo(n, "PNG") for n in range(40)}
+    masks = {place.format(n): mask_of(n, "BMP" if place.endswith("bmp") else "PNG") for n in range(1, 40, 2)}
+    section = SECTION.model_copy(update={"ignored_files": ()})
+    done = clean(version("v1", photos | masks), section)
+    assert done.quarantined == {"mask": 20} and done.accepted == 40 and set(rows("v1")["path"]) == set(photos)
+    kept = section.model_copy(update={"set_aside": ()})
+    if "ground" not in place:
+        assert clean(version("v2", photos | masks), kept).accepted > 40, "control: they were learned as defective"
+
+
+def test_thumbnails_and_contact_sheets_are_no_photos(version, clean, rows) -> None:
+    photos = {f"{'defective' if n % 2 else 'good'}/{n:03d}.jpg": grain(n, 192) for n in range(40)}
+    sheet = Image.new("L", (4 * 70, 3 * 70), 255)
+    for n in range(12):
+        sheet.paste(photos[f"{'defective' if n % 2 else 'good'}/{n:03d}.jpg"].resize((64, 64)), (n % 4 * 70 + 3, n // 4 * 70 + 3))
+    small = photos["good/000.jpg"].resize((64, 64), Image.Resampling.LANCZOS)
+    others = {
+        "good/web/a.jpg": (encoded(small), "thumbnail"),
+        "defective/of-another-label.jpg": (encoded(small, 95), None),  # for people to see: which label is right?
+        "good/thumbs/002.jpg": (encoded(grain(802, 64)), "thumbnail"),
+        "good/004-100x100.jpg": (encoded(grain(803, 64)), "thumbnail"),
+        "good/all.jpg": (encoded(sheet), "contact_sheet"),
+        "good/contact sheet 1.jpg": (encoded(grain(804)), "contact_sheet"),
+        "$RECYCLE.BIN/good/old.jpg": (encoded(grain(805)), "system_file"),
+    }
+    files = {name: encoded(picture) for name, picture in photos.items()} | {name: content for name, (content, _) in others.items()}
+    done = clean(version("v1", files), SECTION.model_copy(update={"group_pattern": None, "series_gap": None}))
+    wanted = {name: code for name, (_, code) in others.items() if code is not None}
+    assert set(rows("v1")["path"]) == set(files) - set(wanted)
+    assert done.quarantined == {code: list(wanted.values()).count(code) for code in wanted.values()}
+
+
+def test_scans_in_black_and_white_are_photos_where_nearly_all_are(version, clean) -> None:
+    def scan(n: int) -> bytes:
+        out = io.BytesIO()
+        Image.open(io.BytesIO(photo(n))).convert("1").save(out, "PNG")
+        return out.getvalue()
+
+    files = {f"{'defective' if n % 2 else 'good'}/{n}.png": scan(n) for n in range(40)} | {"good/colour.jpg": photo(99)}
+    assert clean(version("v1", files)).accepted == 41
+
+
 # --- families and splits --------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from mlops_assets.ingest import examples
 from mlops_assets.settings import Strict, SystemConfig
 from mlops_assets.training import config as training
 
@@ -38,6 +39,8 @@ class DatasetSection(Strict):
     """Glob patterns (file name only) of indexes: `annotation.data[]` with `FilePath` and `label_value`."""
     ignored_files: tuple[str, ...] = ()
     """Glob patterns (file name only) of masks: set aside where another picture of the same stem lies beside them."""
+    set_aside: tuple[examples.Kind, ...] = examples.KINDS
+    """Kinds of pictures that are no examples wherever they lie (`ingest/examples.py`); leave one out where the photos look like it."""
     group_pattern: Pattern | None = None
     """What this finds in a file's name (its first parenthesis, if any) is the photo's group; a name without it is a group of its own."""
     series_gap: int | None = Field(default=None, ge=1)

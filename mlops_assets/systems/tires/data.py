@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mlops_assets import crash, images, unambiguous
 from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path
 from mlops_assets.formats import OTHER_SUFFIXES, SUFFIXES
-from mlops_assets.ingest import accounts
+from mlops_assets.ingest import accounts, examples
 from mlops_assets.ingest.accounts import Account
 from mlops_assets.ingest.likeness import Union, difference_hash, near_pairs
 from mlops_assets.ingest.rows import EXCERPT, Rejected, Violation, shown, torn, violations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import pyarrow as pa
+    from PIL.Image import Image
     from sqlalchemy import Engine
 
     from mlops_assets.lifecycle.dataset import Entry, Manifest, PublishedTable
@@ -47,7 +48,7 @@ LABELS_KO: Final = {0: "정상", 1: "결함"}
 
 #: Why a row is turned away -> what that means, for the metadata. Those of `images.BadImage` among them.
 ROW_REASONS: Final = {
-    "mask": "a mask beside the photo of the same name",
+    **examples.REASONS,
     "malformed_row": "an item of an index without a text FilePath and a label_value",
     **PATH_REASONS,
     "unknown_label": "neither its folders nor its label_value is a label in configs/tires.yaml",
@@ -166,12 +167,13 @@ def scan(store: ObjectStore, manifest: Manifest, section: DatasetSection) -> Sca
     for entry in ordered:
         if entry.key in named or names[entry.key] in done.refused or names[entry.key] in done.indexes:
             continue
-        if _suffix(entry.path) not in SUFFIXES and _suffix(entry.path) not in OTHER_SUFFIXES:
+        if not _is_picture(entry):
             done.refused[names[entry.key]] = (entry, Rejected("unexpected_file", posixpath.basename(entry.path)))
             continue
         row = Row(names[entry.key], 0, names[entry.key], entry)
         _take_label(row, readers.of_folders(entry))
         done.rows.append(row)
+    _set_no_examples_aside(done.rows, ordered, section)
     _set_masks_aside(done.rows, ordered, section)
     for row in done.rows:
         row.group = _group_of(row.name, section)
@@ -184,6 +186,11 @@ def _name_of(entry: Entry, manifest: Manifest) -> str:
 
 def _suffix(path: str) -> str:
     return posixpath.splitext(path)[1].lower()
+
+
+def _is_picture(entry: Entry) -> bool:
+    """By its name."""
+    return _suffix(entry.path) in SUFFIXES or _suffix(entry.path) in OTHER_SUFFIXES
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
@@ -307,7 +314,22 @@ def _set_masks_aside(rows: Iterable[Row], entries: Iterable[Entry], section: Dat
             continue
         photos = beside[posixpath.splitext(row.entry.key)[0]] - {row.entry.key}
         if any(not _matches(key, section.ignored_files) for key in photos):
-            row.reject("mask")
+            row.reject(examples.MASK)
+
+
+def _set_no_examples_aside(rows: Iterable[Row], entries: Iterable[Entry], section: DatasetSection) -> None:
+    """What its place or its name shows to be no photo, whatever label its folders have."""
+    labels = {_plain(name) for names in section.labels.values() for name in names}
+    places = {entry.key: examples.by_place(entry.path, labels) for entry in entries if _is_picture(entry)}
+    photos = {examples.stem(entry.path) for entry in entries if entry.key in places and places[entry.key] is None}
+    wanted = {*section.set_aside, examples.SYSTEM_FILE}
+    for row in rows:
+        if row.entry is None or row.entry.key not in places:
+            continue
+        if (place := places[row.entry.key]) in wanted and place is not None:
+            row.reject(place, f"{row.name}, by its place")
+        elif (named := examples.by_name(row.entry.path, photos)) is not None and named[0] in wanted:
+            row.reject(named[0], f"{row.name}, by its name, of {named[1]}")
 
 
 def _group_of(name: str, section: DatasetSection) -> str | None:
@@ -322,11 +344,12 @@ def _group_of(name: str, section: DatasetSection) -> str | None:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is known of a decoded picture: pixels and 256 bits of perceptual hash (4 x uint64)."""
+    """What is known of a decoded picture: pixels, 256 bits of perceptual hash (4 x uint64), and what kind of picture it is."""
 
     width: int
     height: int
     bits: np.ndarray
+    looks: examples.Looks
 
 
 def keep_one_of_each(rows: Iterable[Row]) -> None:
@@ -379,13 +402,53 @@ def inspect(store: ObjectStore, rows: Sequence[Row], folder: Path, threads: int)
         if promised != found:
             row.reject("wrong_extension", f"{row.name}: {found}")
             return None
-        return Picture(picture.width, picture.height, difference_hash(picture))
+        return Picture(picture.width, picture.height, difference_hash(picture), examples.look(picture))
 
     with ThreadPoolExecutor(dataset.COPIES_AT_ONCE) as pool:
         list(pool.map(fetch, rows))
     with ThreadPoolExecutor(max(1, threads)) as pool:
         looked = list(pool.map(look, rows))
     return {row.sha256: picture for row, picture in zip(rows, looked, strict=True) if picture is not None}
+
+
+def set_flat_and_sheets_aside(rows: Sequence[Row], pictures: Mapping[str, Picture], section: DatasetSection) -> None:
+    """Pictures of a few flat colours beside photos are masks; those in which several others are found are sheets."""
+    looks = {row.sha256: pictures[row.sha256].looks for row in rows}
+    photos = sum(not one.flat for one in looks.values())
+    sheets = examples.sheets_among(looks, {key: pictures[key].bits for key in looks}) if examples.SHEET in section.set_aside else {}
+    for row in rows:
+        if looks[row.sha256].flat and examples.MASK in section.set_aside and photos >= examples.PHOTOS_SHARE * len(rows):
+            row.reject(examples.MASK, f"{row.name}: a few flat colours, beside {photos} photos")
+        elif row.sha256 in sheets:
+            row.reject(examples.SHEET, f"{row.name}: {sheets[row.sha256]}")
+
+
+def set_small_copies_aside(
+    rows: Sequence[Row], pairs: Sequence[tuple[int, int]], pictures: Mapping[str, Picture], folder: Path
+) -> list[tuple[int, int]]:
+    """Of photos that are alike and have one label, those far smaller and the same in every detail are thumbnails.
+
+    Args:
+        pairs: numbers of `rows` that are alike.
+
+    Returns:
+        The pairs of rows that stay, by their numbers among these.
+    """
+
+    def read(row: Row) -> Image:
+        return images.decode((folder / row.sha256).read_bytes())
+
+    def width(row: Row) -> int:
+        return pictures[row.sha256].width
+
+    for pair in pairs:
+        small, large = sorted((rows[number] for number in pair), key=width)
+        if small.rejected or large.rejected or small.label != large.label or width(small) > examples.THUMBNAIL_SIDE * width(large):
+            continue
+        if examples.is_small_copy(read(small), read(large)):
+            small.reject(examples.THUMBNAIL, f"{small.name} of {large.name}")
+    staying = {old: new for new, old in enumerate(number for number, row in enumerate(rows) if row.rejected is None)}
+    return [(staying[one], staying[other]) for one, other in pairs if one in staying and other in staying]
 
 
 def _format_of(data: bytes) -> str:
@@ -516,6 +579,7 @@ def rules_digest(section: DatasetSection) -> str:
         "labels",
         "index_files",
         "ignored_files",
+        "set_aside",
         "group_pattern",
         "series_gap",
         "near_duplicate_bits",
@@ -576,9 +640,13 @@ def _judge(
             row.reject("empty_file")  # before its bytes are compared: all empty files are alike
     keep_one_of_each(scanned.rows)
     pictures = inspect(store, scanned.alive(), folder, threads)
+    set_flat_and_sheets_aside(scanned.alive(), pictures, section)
     rows = scanned.alive()
     bits = np.stack([pictures[row.sha256].bits for row in rows]) if rows else np.empty((0, 4), np.uint64)
     pairs = list(near_pairs(bits, section.near_duplicate_bits))
+    if examples.THUMBNAIL in section.set_aside:
+        pairs = set_small_copies_aside(rows, pairs, pictures, folder)
+        rows = scanned.alive()
     related = families(rows, pairs, section)
     splits = assign(engine, manifest, related, section)
     across = [(rows[i], rows[j]) for i, j in pairs if rows[i].label != rows[j].label]
