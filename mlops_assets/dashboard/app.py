@@ -103,9 +103,28 @@ def compare(connection: Connection, system: str) -> None:
         st.info("데이터셋 버전이 없습니다. / No dataset version yet.")
         return
     st.dataframe(rows, hide_index=True)
-    measured = [row for row in reversed(rows) if "f1" in row]
-    if len(measured) > 1:
-        st.line_chart(measured, x="dataset_version", y=[name for name in ("f1", "accuracy") if name in measured[0]])
+    points = [
+        {"dataset_version": row["dataset_version"], "model": " ".join((row.get("variant", ""), name)).strip(), "value": row[name]}
+        for row in reversed(rows)
+        for name in ("f1", "accuracy")
+        if name in row
+    ]
+    if len({(point["dataset_version"], point["model"].partition(" ")[0]) for point in points}) > 1:
+        st.altair_chart(_curves(points))
+
+
+def _curves(points: list[dict[str, Any]]) -> Any:
+    """A line for each model and figure. With a mark for each value: the models of one single version are no line yet."""
+    import altair
+
+    data = altair.InlineData(values=points)
+    chart = altair.Chart(data).mark_line(point={"size": 90})
+    return chart.encode(
+        x=altair.X("dataset_version:N", sort=None, title=None),
+        y=altair.Y("value:Q", scale=altair.Scale(zero=False), title=None),
+        color=altair.Color("model:N", title=None),
+        tooltip=["dataset_version:N", "model:N", altair.Tooltip("value:Q", format=".4f")],
+    )
 
 
 def history(connection: Connection, system: str) -> None:
@@ -142,10 +161,12 @@ def predict(settings: Settings, system: str) -> None:
         st.error(f"{body.get('message')} {body.get('fix', '')}")
         return
     rows = [
-        {"입력": name, "결과": p["label"], "확신도": round(p["confidence"], 4)} | p.get("probs", {})
+        {"입력": name, "결과": p["label"]}
+        | {of: round(value, 4) for of, value in {"확신도": p["confidence"], **p.get("probs", {})}.items()}
         for name, p in zip(names, body["predictions"], strict=True)
     ]
-    st.dataframe(rows, hide_index=True)
+    figures = {of: st.column_config.NumberColumn(format="%.4f") for row in rows for of, value in row.items() if isinstance(value, float)}
+    st.dataframe(rows, hide_index=True, column_config=figures)
     st.caption(f"model v{body['version']} · data {body['dataset_version']} · {body['at']} · `mlops trace {body['request_id']}`")
 
 
@@ -159,11 +180,12 @@ def _inputs(system: str) -> list[tuple[str, bytes]]:
 
 
 def manage(settings: Settings, system: str) -> None:
-    refusal = _may_not_write(settings)
-    if refusal:
-        st.warning(refusal)
+    if not settings.api_token:
+        st.warning(
+            "토큰이 설정되어 있지 않아 여기서는 모델을 바꿀 수 없습니다. / This page changes models only for who has the token: "
+            "set MLOPS_API_TOKEN and start the platform again, or use `mlops stage`, `mlops produce`, `mlops rollback`."
+        )
         return
-    token = st.text_input("토큰 / Token (MLOPS_API_TOKEN)", type="password", key="token") if settings.api_token else ""
     actions = {
         "stage": "스테이지 / Stage the best as candidate",
         "produce": "운영 등록 / Promote to champion",
@@ -177,10 +199,12 @@ def manage(settings: Settings, system: str) -> None:
         )
         version = st.number_input("버전 / Version (0: 자동 / automatic)", min_value=0, step=1, key="version")
         reason = st.text_input("사유 / Reason (recorded and signed)", key="reason")
+        # In the form: by itself it would not be sent when the Tab key leads on to its own button (Show password).
+        token = st.text_input("토큰 / Token (MLOPS_API_TOKEN)", type="password", key="token")
         asked = st.form_submit_button("실행 / Run")
     if not asked:
         return
-    if settings.api_token and not hmac.compare_digest(token.encode(), settings.api_token.encode()):
+    if not hmac.compare_digest(token.encode(), settings.api_token.encode()):
         st.error("토큰이 올바르지 않습니다. / The token is wrong.")
         return
     if not reason.strip() and action != "stage":
@@ -199,13 +223,6 @@ def _metrics(settings: Settings, system: str) -> dict[str, str]:
     found: ModelSystem = import_module(f"mlops_assets.systems.{system}.training").SYSTEM
     config = load_config(found.config_type, system, settings.configs)
     return {label(name): f"{label(name)} ({way(direction)})" for name, direction in found.choices(config.promotion.metric).items()}
-
-
-def _may_not_write(settings: Settings) -> str:
-    """Why this page may not change anything; empty when it may."""
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.api_token:
-        return "이 주소에서는 토큰이 필요합니다. / Open to the network without a token: set MLOPS_API_TOKEN to manage models here."
-    return ""
 
 
 def config(action: str, metric: str, version: int, reason: str) -> dict[str, Any]:
