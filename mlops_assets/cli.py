@@ -178,23 +178,29 @@ def up(
 
 @app.command
 def demo(*, as_json: Json = False) -> None:
-    """Land a good and a bad sample version per system on the running platform."""
+    """Land a good and a bad sample version per system on the running platform. Policies that are kept already are left alone."""
     import tempfile
 
+    from mlops_assets.demo import write_sample
     from mlops_assets.ingest.objects import land as land_objects
-    from mlops_assets.sample_data import write_reviews
     from mlops_assets.store import ObjectStore
+    from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 
     settings = load_settings()
     settings.require("database_url")
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    landed = []
-    for version, bad in ((f"demo-{stamp}", False), (f"demo-{stamp}-bad", True)):
-        with tempfile.TemporaryDirectory() as folder:
-            write_reviews(Path(folder), bad=bad)
-            land_objects(settings, ObjectStore.of(settings), "sentiment", Path(folder), version)
-        landed.append(version)
-    _out({"landed": landed}, as_json, [f"landed sentiment {version}" for version in landed] + ["watch: `mlops history sentiment`"])
+    store, stamp = ObjectStore.of(settings), datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    # A model only takes over when it is better; a sheet of policies ends those that are not in it.
+    kept = [system for system in DATA_SYSTEMS if _versions(settings, system)]
+    landed: dict[str, list[str]] = {}
+    for system in (*SYSTEMS, *(system for system in DATA_SYSTEMS if system not in kept)):
+        for version, bad in ((f"demo-{stamp}", False), (f"demo-{stamp}-bad", True)):
+            with tempfile.TemporaryDirectory() as folder:
+                write_sample(system, Path(folder), bad=bad)
+                land_objects(settings, store, system, Path(folder), version)
+            landed.setdefault(system, []).append(version)
+    lines = [f"landed {system} {version}" for system, versions in landed.items() for version in versions]
+    lines += [f"left alone: {system} has data already, which a sample would replace" for system in kept]
+    _out({"landed": landed, "left_alone": kept}, as_json, [*lines, "watch: `mlops history SYSTEM`"])
 
 
 @app.command
@@ -570,15 +576,17 @@ def _named(version: str) -> None:
     check_version_name(version)
 
 
-def _known_version(settings: Settings, system: str, version: str) -> None:
+def _versions(settings: Settings, system: str) -> list[str]:
+    """Every dataset version of the system, the newest first."""
     from sqlalchemy import text
 
+    sql = text("SELECT version FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC")
     with _platform(settings).engine.connect() as connection:
-        known = list(
-            connection.execute(
-                text("SELECT version FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC"), {"s": system}
-            ).scalars()
-        )
+        return list(connection.execute(sql, {"s": system}).scalars())
+
+
+def _known_version(settings: Settings, system: str, version: str) -> None:
+    known = _versions(settings, system)
     if version not in known:
         have = f"there are {', '.join(known[:10])}" if known else "there is none yet"
         raise Stop(

@@ -36,6 +36,8 @@ BEST_FIRST = ("promoted", "registered", "refused")
 
 _LONGEST_SECONDS = 3600.0
 _SILENT_SECONDS = 20.0
+#: While a model trains, people hear of it so often.
+BEAT_SECONDS = 10.0
 
 Say = Callable[[str, str], None]
 
@@ -55,6 +57,9 @@ class Landing:
     """refused | registered | promoted (and served) | failed"""
     said: set[str] = field(default_factory=set)
     idle_since: float | None = None
+    beat: tuple[str, int] = ("", 0)
+    """Variant and step that were told last."""
+    next_beat: float = 0.0
 
 
 #: What `--demo` lands: system, version, source (generated), whether it is deliberately bad.
@@ -65,6 +70,20 @@ SAMPLES = (
     ("hate_speech", "demo-comments-1", None, False),
     ("digits", "demo-digits-1", None, False),
 )
+
+
+def write_sample(system: str, folder: Path, *, bad: bool) -> None:
+    """The generated data of any system."""
+    from mlops_assets import sample_data
+
+    write: dict[str, Callable[..., None]] = {
+        "sentiment": sample_data.write_reviews,
+        "tires": sample_data.write_tires,
+        "hate_speech": sample_data.write_comments,
+        "digits": sample_data.write_digits,
+        "disposal_policy": sample_data.write_policies,
+    }
+    write[system](folder, bad=bad)
 
 
 class Demo:
@@ -201,17 +220,9 @@ class Demo:
             return connection.execute(sql, {"system": landing.system, "version": landing.version}).first() is not None
 
     def _sample(self, landing: Landing) -> Path:
-        from mlops_assets import sample_data
-
         folder = self._settings.home / "samples" / landing.system / landing.version
         folder.mkdir(parents=True, exist_ok=True)
-        write: dict[str, Callable[..., None]] = {
-            "sentiment": sample_data.write_reviews,
-            "tires": sample_data.write_tires,
-            "hate_speech": sample_data.write_comments,
-            "digits": sample_data.write_digits,
-        }
-        write[landing.system](folder, bad=landing.bad)
+        write_sample(landing.system, folder, bad=landing.bad)
         return folder
 
     def _follow(self, landing: Landing) -> None:
@@ -223,6 +234,7 @@ class Demo:
                     landing.said.add(fact.key)
                     self._say(fact.kind, f"{landing.system} {landing.version}: {fact.text}")
                 outcomes.append(fact.outcome)
+        self._heartbeat(landing)
         best = next((outcome for outcome in BEST_FIRST if outcome in outcomes), None)
         if best == "promoted":
             self._served(landing)
@@ -230,6 +242,19 @@ class Demo:
             self._watch_runs(landing)
         elif not self._working(landing):  # another model of the same run may still do better
             self._end(landing, best)
+
+    def _heartbeat(self, landing: Landing) -> None:
+        """A training takes minutes in which no ledger changes."""
+        from mlops_assets.training.attempt import trainings
+
+        now = time.monotonic()
+        if now < landing.next_beat:
+            return
+        for one in trainings(self._settings.home, landing.system, landing.version):
+            if (one["variant"], one["step"]) != landing.beat:
+                landing.beat, landing.next_beat = (one["variant"], one["step"]), now + BEAT_SECONDS
+                named = f"training {one['variant']}" if one["variant"] else "training"
+                self._say("step", f"{landing.system} {landing.version}: {named}: {one['said']}")
 
     def _working(self, landing: Landing) -> bool:
         """Also while Dagster is too busy to say."""

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings
@@ -290,19 +289,13 @@ def _spark(settings: Settings) -> Iterator[Line]:
 
 
 def _font(_: Settings) -> Iterator[Line]:
-    """Matplotlib draws Hangul as boxes unless some font has it."""
-    import warnings
+    """The one that pictures are drawn with, by the code that draws them."""
+    from mlops_assets.training.plots import NoHangul, hangul_font
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from matplotlib.font_manager import get_font_names
-
-    bundled = sorted((Path(__file__).parent / "training" / "fonts").glob("*.ttf"))
-    hangul = sorted(name for name in get_font_names() if re.search("Nanum|Malgun|Gothic.*KR|CJK|UnDotum|Pretendard", name))
-    if bundled or hangul:
-        yield Line("font", "ok", f"Korean text in pictures: {bundled[0].name if bundled else hangul[0]}")
-    else:
-        yield Line("font", "warn", "no font has Hangul: pictures show boxes for it", "apt-get install fonts-nanum, or any Korean font")
+    try:
+        yield Line("font", "ok", f"Korean text in pictures: {hangul_font()}")
+    except NoHangul as error:
+        yield Line("font", "warn", str(error), "make install, or install any Korean font (apt-get install fonts-nanum)")
 
 
 def _programs(_: Settings) -> Iterator[Line]:

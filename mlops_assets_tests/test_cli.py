@@ -25,6 +25,7 @@ from mlops_assets import cli, jobs
 from mlops_assets.cli import main
 from mlops_assets.lifecycle.dataset import object_key
 from mlops_assets.lifecycle.pipeline import Platform
+from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.conftest import free_port
 from mlops_assets_tests.factories import BAD, GOOD, World, config_of
@@ -318,6 +319,20 @@ def test_land_then_the_files_lie_ready(run, store, tmp_path):
     code, out, _ = run("land", "sentiment", folder, "--dataset-version", "v1", "--json")
     assert code == 0 and json.loads(out)["objects"] == 1
     assert {Path(o.key).name for o in store.list("landing/sentiment/v1")} >= {"ratings_train.txt", "_READY"}
+
+
+def test_the_demo_lands_a_sample_of_every_system(run, engine, store):
+    code, out, _ = run("demo", "--json")
+    landed = json.loads(out)["landed"]
+    assert code == 0 and set(landed) == {*SYSTEMS, *DATA_SYSTEMS} and all(len(versions) == 2 for versions in landed.values())
+    for system, versions in landed.items():
+        for version in versions:
+            names = {Path(o.key).name for o in store.list(f"landing/{system}/{version}")}
+            assert "_READY" in names and len(names) > 1
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO dataset_version (system, version, state) VALUES ('disposal_policy', 'real', 'open')"))
+    code, out, _ = run("demo", "--json")
+    assert json.loads(out)["left_alone"] == ["disposal_policy"] and "disposal_policy" not in json.loads(out)["landed"]
 
 
 def test_old_times_are_utc(run, world):

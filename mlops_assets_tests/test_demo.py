@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from sqlalchemy import text
 
@@ -93,3 +95,36 @@ def test_mnist_lands_with_the_drawings_beside_it(settings, tmp_path):
 def test_a_folder_that_is_missing_is_refused(settings, tmp_path):
     with pytest.raises(SettingsError, match="is not a folder"):
         Demo.of(settings, sample=False, data=tmp_path / "none")
+
+
+def test_while_a_model_trains_people_hear_how_far_it_is(settings, tmp_path):
+    from types import SimpleNamespace
+
+    from mlops_assets.training import attempt
+    from mlops_assets.training.trainer import Beat
+
+    said: list[tuple[str, str]] = []
+    landing = Landing("tires", "demo-1", None)
+    demo = Demo(settings, [landing])
+    demo._say = lambda kind, text: said.append((kind, text))
+    demo._heartbeat(landing)
+    assert said == [], "nothing trains"
+    for version, folder in (("demo-1", "a"), ("other", "b")):
+        workdir = settings.home / "training" / folder
+        workdir.mkdir(parents=True)
+        told: list[str] = []
+        table = SimpleNamespace(dataset_version=version)
+        heart = attempt._heart(SimpleNamespace(system="tires", variant="cnn", table=table, workdir=workdir, say=told.append))
+        heart(Beat(40, 400, 0.5123, 240.0))
+        heart(Beat(41, 400, 0.5, 239.0))
+        assert told == ["step 40 of 400, loss 0.512, at most about 4 min left"], "the run's log hears of it more seldom"
+    demo._heartbeat(landing)
+    assert said == [("step", "tires demo-1: training cnn: step 41 of 400, loss 0.500, at most about 4 min left")]
+    landing.next_beat = 0
+    demo._heartbeat(landing)
+    assert len(said) == 1, "no step was made"
+    heart(Beat(42, 400, None, 30.0))  # of the other version
+    os.utime(settings.home / "training" / "a" / attempt.NOW, (0, 0))
+    landing.beat, landing.next_beat = ("", 0), 0
+    demo._heartbeat(landing)
+    assert len(said) == 1, "a training that was killed long ago says nothing"

@@ -113,3 +113,23 @@ def test_a_missing_package_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
     found = line("packages", doctor._packages(settings))
     assert found.state == "warn" and "no-such-package 1.0 is missing" in found.found and "instead of 0.0.1" in found.found
+
+
+def test_the_font_that_pictures_are_drawn_with_is_not_missing(settings, monkeypatch):
+    """On a machine without Korean fonts the wheel's own is used: matplotlib does not list it by name until then."""
+    from matplotlib import font_manager
+
+    from mlops_assets.training import plots
+
+    monkeypatch.setattr(font_manager, "get_font_names", list)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    plots.hangul_font.cache_clear()
+    (line,) = doctor._font(settings)
+    assert (line.state, line.fix) == ("ok", "") and "NanumGothic" in line.found
+    # A control: with nothing at all it does warn, and says what to do.
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    plots.hangul_font.cache_clear()
+    (line,) = doctor._font(settings)
+    assert line.state == "warn" and "boxes" in line.found and "make install" in line.fix
+    plots.hangul_font.cache_clear()

@@ -275,7 +275,7 @@ def train(
             tags={"variant": variant, "dataset_version": dataset_version, "fingerprint": fingerprint, "git_commit": git_commit()},
         )
         run.log_params({**parameters, "seed": seed, "dataset_version": dataset_version, "manifest_sha256": table.manifest_sha256})
-        context = replace(context, log_metrics=run.log_metrics)
+        context = replace(context, log_metrics=run.log_metrics, say=say)
         began = time.monotonic()
         try:
             trained = system.train(context)

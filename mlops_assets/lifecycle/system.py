@@ -55,6 +55,7 @@ class TrainContext:
         workdir: private to the fingerprint and kept across kills: checkpoints go to `workdir/checkpoints`.
         log_metrics: called with (metrics, step), those of an evaluation as `validation_<name>`; goes to MLflow. Cheap. It raises only to
             give a training up (a pruned trial): let that pass.
+        say: told now and then how far the training is, in a sentence for people.
         log_dir: TensorBoard folder, `<system>/<dataset version>/<model version>`.
         parent: folder of the champion's fp32 weights to fine-tune from, or None.
     """
@@ -71,6 +72,7 @@ class TrainContext:
     log_metrics: Callable[[Mapping[str, float], int], None]
     threads: int
     parent: Path | None = None
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)

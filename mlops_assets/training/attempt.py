@@ -5,8 +5,10 @@ Belongs here: what is the same whatever is trained. Does not belong here: the ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Seals a finished training's folder.
 TRAINED = "trained.json"
+#: How far a training is, in its folder; older than this it is of one that was killed.
+NOW, ALIVE_SECONDS = "now.json", 120.0
+#: A run's log hears of it so often.
+SAY_SECONDS = 30.0
 
 
 def fit(
@@ -49,15 +55,44 @@ def fit(
         threads=context.threads,
         log_dir=context.log_dir,
         log_metrics=context.log_metrics,
+        beat=_heart(context),
     )
     figures = {f"validation_{name}" if name != "train_minutes" else name: value for name, value in fitted.metrics.items()}
     return fitted, figures | {"train_rows": float(len(train)), "steps": float(fitted.steps), "best_step": float(fitted.best_step)}
+
+
+def _heart(context: TrainContext) -> Callable[[trainer.Beat], None]:
+    """Tells the run's log now and then how far the training is, and NOW in its folder all the time."""
+    said = 0.0
+
+    def beat(found: trainer.Beat) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said > SAY_SECONDS:
+            said = now
+            context.say(found.sentence())
+        of = {"system": context.system, "variant": context.variant, "dataset_version": context.table.dataset_version}
+        aside = context.workdir / f".aside-{NOW}"
+        aside.write_text(json.dumps({**of, "step": found.step, "said": found.sentence()}), encoding="utf-8")
+        aside.replace(context.workdir / NOW)
+
+    return beat
+
+
+def trainings(home: Path, system: str, dataset_version: str) -> list[dict[str, Any]]:
+    """How far each training over the version is that goes on on this machine: `variant`, `step`, `said`."""
+    found = []
+    for path in (home / "training").glob(f"*/{NOW}"):
+        with contextlib.suppress(OSError, ValueError):  # it may end at this moment
+            if time.time() - path.stat().st_mtime < ALIVE_SECONDS:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+    return [one for one in found if (one.get("system"), one.get("dataset_version")) == (system, dataset_version)]
 
 
 def keep(
     context: TrainContext, fitted: trainer.Fitted, metrics: Mapping[str, float], flat: Mapping[str, Any], write: Callable[[Path], None]
 ) -> Trained:
     """What `write` puts into a folder as `workdir/trained`, sealed; the checkpoints go."""
+    (context.workdir / NOW).unlink(missing_ok=True)
     aside = context.workdir / ".aside-trained"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -5,6 +5,7 @@ Belongs here: drawing of figures that `metrics.py` computed. Does not belong her
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -29,9 +30,17 @@ LINES = 60
 CURVE_POINTS = 500
 
 
+class NoHangul(RuntimeError):
+    """Nothing here can draw Korean."""
+
+
 @functools.cache
 def hangul_font() -> str:
-    """Name of a font with Hangul: the one that the wheel `koreanize-matplotlib` ships, else an installed Nanum or Noto."""
+    """Name of a font with Hangul: the one that the wheel `koreanize-matplotlib` ships, else a usual one, else any that is installed.
+
+    Raises:
+        NoHangul: there is none.
+    """
     from matplotlib import font_manager
 
     spec = importlib.util.find_spec("koreanize_matplotlib")
@@ -44,7 +53,11 @@ def hangul_font() -> str:
     for name in ("NanumGothic", "NanumBarunGothic", "Noto Sans CJK KR", "Malgun Gothic", "AppleGothic"):
         if name in installed:
             return name
-    raise RuntimeError("no font with Hangul is installed: labels would be drawn as boxes. Run `pip install koreanize-matplotlib`.")
+    for font in font_manager.fontManager.ttflist:
+        with contextlib.suppress(OSError, RuntimeError):  # a list of fonts may be older than the fonts
+            if font_manager.get_font(font.fname).get_char_index(ord("가")):
+                return str(font.name)
+    raise NoHangul("no font with Hangul is installed: labels would be drawn as boxes. Run `pip install koreanize-matplotlib`.")
 
 
 P = ParamSpec("P")

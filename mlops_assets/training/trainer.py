@@ -37,12 +37,28 @@ log = logging.getLogger(__name__)
 #: Rows that are sorted by length together. Long enough for batches of like length, short enough that a batch is still a random draw.
 BUCKET_BATCHES = 50
 KEEP_CHECKPOINTS = 2
+BEAT_SECONDS = 5.0
 LOGS_PER_EPOCH = 40
 MANIFEST = "checkpoint.json"
 TARGETS_REACHED = "targets_reached"
 MAX_MINUTES = "max_minutes"
 #: glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+@dataclass(frozen=True)
+class Beat:
+    """How far a run is. `seconds_left` is of all its steps: it may stop sooner."""
+
+    step: int
+    steps: int
+    loss: float | None
+    seconds_left: float
+
+    def sentence(self) -> str:
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
+        return f"step {self.step} of {self.steps}, {loss}at most about {left} left"
 
 
 class UnsupportedOptimizer(ValueError):
@@ -341,6 +357,7 @@ def fit(
     threads: int,
     log_dir: Path | None = None,
     log_metrics: Callable[[Mapping[str, float], int], None] | None = None,
+    beat: Callable[[Beat], None] | None = None,
 ) -> Fitted:
     """Train `model` in place and leave its best weights in it.
 
@@ -348,6 +365,7 @@ def fit(
         model: called with a batch's keyword arguments; gives a mapping with `logits`, and `loss` when `labels` are among them.
         measure: (logits, labels) of the validation rows -> metrics; `recipe.monitor` must be one of them.
         workdir: checkpoints live in its `checkpoints`; they stay until `close(workdir)`.
+        beat: told at the first step, and then about every BEAT_SECONDS, how far the run is.
 
     Raises:
         UnsupportedOptimizer: the recipe names an optimizer that we do not have.
@@ -373,6 +391,7 @@ def fit(
     keep_freed_memory(True)
     try:
         run = _trainer_class()(model, train, validation, recipe, measure, optimizer, folder, fingerprint, seed, log_metrics, writer)
+        run.beat = beat
         steps = run.go(checkpoint)
         if run.best_weights is None:
             close(workdir)
@@ -449,6 +468,7 @@ def _trainer_class() -> type[Any]:
             self.examples, self.validation, self.recipe, self.measure = train, validation, recipe, measure
             self.folder, self.fingerprint = folder, fingerprint
             self.log_metrics, self.writer = log_metrics, writer
+            self.beat: Callable[[Beat], None] | None = None
             self.progress = Progress()
             self.best_weights: dict[str, Tensor] | None = None
             self.resumed: Path | None = None
@@ -597,7 +617,21 @@ def _trainer_class() -> type[Any]:
         # Time.
 
         def start_clock(self) -> None:
-            self._started = time.monotonic() - self.progress.seconds
+            self._begun = time.monotonic()
+            self._first_step, self._next_beat = self.state.global_step, 0.0
+            self._started = self._begun - self.progress.seconds
+
+        def tell(self) -> None:
+            """Say how far the run is, when it is time."""
+            now, step, steps = time.monotonic(), self.state.global_step, self.state.max_steps
+            if self.beat is None or now < self._next_beat or not self.state.is_world_process_zero:
+                return
+            self._next_beat = now + BEAT_SECONDS
+            left = (now - self._begun) / max(1, step - self._first_step) * (steps - step)
+            if self.recipe.max_minutes is not None:
+                left = min(left, max(0.0, 60 * self.recipe.max_minutes - self._clock()))
+            losses = (float(entry["loss"]) for entry in reversed(self.state.log_history) if "loss" in entry)
+            self.beat(Beat(step, steps, next(losses, None), left))
 
         def _clock(self) -> float:
             self.progress.seconds = time.monotonic() - self._started
@@ -626,6 +660,7 @@ def _watcher(run: Any) -> TrainerCallback:
                 run.progress.stopped = MAX_MINUTES
                 control.should_training_stop = True
             control.should_evaluate = control.should_evaluate or control.should_training_stop
+            run.tell()
             return control
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

@@ -350,3 +350,15 @@ def test_ranks_share_the_batches_without_overlap() -> None:
     assert [len(batches) for batches in ranks] == [6, 6]
     rows = [row for batches in ranks for batch in batches for row in batch]
     assert len(rows) == len(set(rows))
+
+
+def test_a_run_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[trainer.Beat] = []
+    tiny.fit(tmp_path / "often", beat=beats.append)
+    assert [beat.step for beat in beats][:1] == [1], "at the first step, then every few seconds"
+    monkeypatch.setattr(trainer, "BEAT_SECONDS", 0.0)
+    beats.clear()
+    fitted = tiny.fit(tmp_path / "always", beat=beats.append)
+    assert [beat.step for beat in beats] == list(range(1, fitted.steps + 1)) and {beat.steps for beat in beats} == {fitted.steps}
+    assert beats[-1].seconds_left == 0.0 and beats[0].seconds_left > 0 and beats[-1].loss is not None
+    assert trainer.Beat(3, 9, None, 100.0).sentence() == "step 3 of 9, at most about 2 min left"

@@ -93,6 +93,7 @@ def fit(
     log_dir: Path | None = None,
     log_metrics: Callable[[Mapping[str, float], int], None] | None = None,
     seed: int = 0,
+    beat: Callable[[trainer.Beat], None] | None = None,
 ) -> trainer.Fitted:
     return trainer.fit(
         model if model is not None else network(seed),
@@ -106,6 +107,7 @@ def fit(
         threads=1,
         log_dir=log_dir,
         log_metrics=log_metrics,
+        beat=beat,
     )
 
 
