@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings
+from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError
 
 State = Literal["ok", "warn", "fail"]
 
@@ -220,6 +220,21 @@ def _database(settings: Settings) -> Iterator[Line]:
         yield Line("database", "fail", f"schema {current} is newer than this version's {head}", "install the mlops_assets that migrated it")
 
 
+def _poolers(settings: Settings) -> Iterator[Line]:
+    from mlops_assets import database
+
+    given = [name for name in database.URLS if getattr(settings, name)]
+    for name in given:
+        try:
+            database.refuse_transaction_pooling(getattr(settings, name), name)
+        except SettingsError as error:
+            found, _, fix = str(error).partition(": set ")
+            yield Line("pooler", "fail", found, f"set {fix}")
+            return
+    if given:
+        yield Line("pooler", "ok", "every database connection keeps its session")
+
+
 def _store(settings: Settings) -> Iterator[Line]:
     from mlops_assets.store import ObjectStore
 
@@ -319,6 +334,7 @@ _CHECKS: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
     ("signing key", _key),
     ("postgresql", _embedded),
     ("database", _database),
+    ("pooler", _poolers),
     ("object store", _store),
     ("mlflow", _mlflow),
     ("services", _services),

@@ -125,6 +125,8 @@ class Platform:
 
     def start(self, stopped: Callable[[], bool]) -> None:
         """Databases and files first, then hand the services to the supervisor; `tick` brings them up."""
+        from mlops_assets import database
+
         home = self.settings.home
         if left := sweep(f"*:{home}"):
             self._say("warn", f"killed {left} processes that an earlier `mlops up` had left")
@@ -133,6 +135,8 @@ class Platform:
         self._choose_addresses(embedded)
         if stopped():
             return
+        for name in database.URLS:
+            database.refuse_transaction_pooling(getattr(self.settings, name), name)
         revision, key = migrate(self.settings)
         self._say("ok", f"database is at schema {revision}, signing key is {key}")
         self._write_dagster_home()

@@ -34,6 +34,7 @@ class MariaDB:
         self._command = [str(PROGRAM), *common, f"--port={self.port}", "--bind-address=127.0.0.1", f"--socket={folder / 'socket'}"]
         self._command += [
             f"--pid-file={folder / 'pid'}",
+            f"--tmpdir={folder / 'data'}",  # at its start a server removes what others have in a folder that they share
             "--skip-name-resolve",
             "--innodb-buffer-pool-size=64M",
             "--max-connections=100",

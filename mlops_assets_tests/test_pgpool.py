@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,84 +27,21 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from mlops_assets import database
 from mlops_assets.lifecycle import promotion
-from mlops_assets.resources import embedded
 from mlops_assets.settings import REPOSITORY, load_settings, process_environment
 from mlops_assets.store import ObjectStore
+from mlops_assets_tests import poolers
 from mlops_assets_tests.conftest import free_port, wait_for
 from mlops_assets_tests.factories import GOOD, World, config_of
+from mlops_assets_tests.poolers import PASSWORD, Postgres, Program
 
 PROGRAM = shutil.which("pgpool", path=f"{os.environ['PATH']}:/usr/sbin")  # not everybody has sbin in PATH
 SHIPPED = REPOSITORY / "deploy" / "pgpool"
 COMMAND = yaml.safe_load((REPOSITORY / "deploy" / "compose.yaml").read_text())["services"]["pgpool"]["command"][2].replace("$$", "$")
-PASSWORD = "a %s$HOME word"
 
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="no pgpool: apt-get install pgpool2")
 
 
-# --- a PostgreSQL and pgpools in front of it ------------------------------------------------------------------------------------------
-
-
-class Program(ABC):
-    """A server in a process group of its own, started (again) and stopped by the test."""
-
-    def __init__(self, command: list[str], log: Path, **options: Any) -> None:
-        self.command, self.log, self._options = command, log, options
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @abstractmethod
-    def answers(self) -> bool: ...
-
-    def is_ready(self) -> bool:
-        assert self._process and self._process.poll() is None, self.log.read_text()[-3000:]
-        try:
-            return self.answers()
-        except psycopg.OperationalError:
-            return False
-
-    def launch(self) -> None:
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(self.command, stdout=out, stderr=out, start_new_session=True, **self._options)
-
-    def start(self) -> None:
-        self.launch()
-        try:
-            wait_for(self.is_ready, "ready", 15)
-        except AssertionError as error:
-            raise AssertionError(self.log.read_text()[-3000:]) from error
-
-    def kill(self) -> None:
-        """It and its children, as when the machine loses its power: nothing is tidied up."""
-        assert self._process
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """Without waiting for its clients: SIGINT is the "fast" shutdown of both programs."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.send_signal(signal.SIGINT)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-
-class Postgres(Program):
-    """A PostgreSQL that wants a password over TCP (as pgpool comes) and none through its socket (as the test comes)."""
-
-    def __init__(self, made: embedded.EmbeddedPostgres, folder: Path) -> None:
-        self.made, self.port = made, free_port()
-        options = ["--listen_addresses=127.0.0.1", f"--port={self.port}", "--fsync=off"]
-        super().__init__([*made.command, *options], folder / f"{made.data.name}.log", user=made.uid, group=made.gid)
-
-    def ask(self, sql: str, name: str = "mlops") -> list[tuple]:
-        """The answer of PostgreSQL itself, past pgpool."""
-        with psycopg.connect(f"{self.made.url(name)}&port={self.port}", autocommit=True) as connection:
-            cursor = connection.execute(sql)
-            return cursor.fetchall() if cursor.description else []
-
-    def answers(self) -> bool:
-        return bool(self.ask("SELECT 1", "postgres"))
+# --- pgpools in front of a PostgreSQL -------------------------------------------------------------------------------------------------
 
 
 class Pool(Program):
@@ -136,21 +70,8 @@ class Pool(Program):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory(prefix="mlops-pool-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # the server runs as another user when the tests run as root
-        made = embedded.prepare(folder / "data")
-        rules = ["local all all trust", "local replication all trust", "host all all 127.0.0.1/32 scram-sha-256"]
-        (made.data / "pg_hba.conf").write_text("".join(f"{rule}\n" for rule in rules))
-        server = Postgres(made, folder)
-        try:
-            server.start()
-            server.ask(f"ALTER ROLE postgres PASSWORD '{PASSWORD}'", "postgres")
-            for each in embedded.DATABASES:
-                server.ask(f"CREATE DATABASE {each}", "postgres")
-            yield server
-        finally:
-            server.stop()
+    with poolers.postgres() as server:
+        yield server
 
 
 @contextmanager

@@ -1,10 +1,15 @@
 """Comments of the application's database, each exactly once in `comment`, however late its transaction commits.
 
 `id > cursor` alone loses rows: ids are handed out before transactions commit, and a row may appear below the cursor. Here every id that is
-passed without a row becomes a *hole*, in the transaction that stores the page and moves the mark `read_to`; holes are looked at again until
-they fill or expire. So at each moment every id up to `read_to` is in the ledger, or a hole, or was one that expired. Edits are found by
-`updated_at`, with an overlap; deletions (and edits without `updated_at`) by comparing the newest ids; and the night compares everything, by
-count and hash of a bucket of ids, and reads only buckets that differ.
+passed without a row is in a *hole*, made in the transaction that stores the page and moves the mark `read_to`; holes are looked at again
+until they fill or expire. So at each moment every id up to `read_to` is in the ledger, or in a hole, or was in one that expired. A hole is
+a range: where ids come with gaps between them (a cluster of writers counts 1, 3, 5) neighbouring gaps are one, with the comments between
+them, and a look at it asks for their number and a checksum. Edits are found by `updated_at`, with an overlap; deletions (and edits without
+`updated_at`) by comparing the newest ids; and the night compares everything, by count and hash of a bucket of ids, and reads only buckets
+that differ.
+
+What the application only marks as deleted is deleted here, as if its row were gone: text and label with it. Its row fills no hole and is
+none.
 
 Each step reads the source and stores the outcome in one PostgreSQL transaction under a lock of the source: a kill at any point, or two
 ticks at the same time, lose and double nothing. Texts are masked before they are stored.
@@ -19,15 +24,27 @@ import json
 import logging
 import time
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, database
-from mlops_assets.ingest.comment_source import MAX_RANGES, MIN_ID, CommentsError, CommentsSection, Row, Table, connect, labels_of
+from mlops_assets.ingest.comment_source import (
+    MAX_RANGES,
+    MIN_ID,
+    CommentsError,
+    CommentsSection,
+    Row,
+    Signature,
+    Table,
+    connect,
+    labels_of,
+)
 from mlops_assets.ingest.masking import mask
 
 if TYPE_CHECKING:
@@ -41,6 +58,8 @@ logger = logging.getLogger(__name__)
 MODERATOR: Final = "source moderation"
 #: Most transactions that edit a comment commit within this: so far back each tick looks for edits.
 SHORT: Final = timedelta(minutes=1)
+#: Holes that one page of ids leaves at most.
+HOLES_PER_PAGE: Final = 10
 #: A decision that is not mapped is named in messages up to here.
 EXCERPT: Final = 60
 
@@ -93,9 +112,13 @@ def tick(engine: Engine, settings: Settings, section: CommentsSection) -> Tick:
             if steps and time.monotonic() >= until:
                 done.behind = True
                 break
-        if table.beyond():
-            done.problems.append(f"{section.table} has ids above {2**63 - 1}: those comments cannot be kept. Nothing of them was read.")
+        done.problems += _said_of(table)
     return _said(done, section)
+
+
+def _said_of(table: Table) -> list[str]:
+    beyond = f"{table.section.table} has ids above {2**63 - 1}: those comments cannot be kept. Nothing of them was read."
+    return [*table.problems, *([beyond] if table.beyond() else [])]
 
 
 def _said(done: Tick, section: CommentsSection) -> Tick:
@@ -163,11 +186,26 @@ def gaps(after: int, ids: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def split(first: int, last: int, filled: Iterable[int]) -> list[tuple[int, int]]:
-    """What is left of a range of ids when some of them (ascending) filled."""
-    parts = gaps(first - 1, filled := list(filled))
-    after = filled[-1] + 1 if filled else first
-    return [*parts, (after, last)] if after <= last else parts
+@dataclass(frozen=True)
+class Hole:
+    """The ids from `first` to `last` that are not here yet, and the signature of those that the source has within."""
+
+    first: int
+    last: int
+    there: Signature = Signature(0, 0)
+
+
+def holes_of(after: int, ids: Sequence[int], last: int | None = None) -> list[Hole]:
+    """The holes between `after`, the known `ids` (ascending) and, where it is given, `last` (a hole may end there).
+
+    There are at most HOLES_PER_PAGE: of more gaps those that have the fewest ids between them are one hole, with these ids in it.
+    """
+    found = gaps(after, ids if last is None else [*ids, last + 1])
+    between = [bisect_left(ids, second[0]) - bisect_right(ids, first[1]) for first, second in pairwise(found)]
+    kept = sorted(sorted(range(len(between)), key=lambda n: (-between[n], n))[: HOLES_PER_PAGE - 1])
+    starts, ends = [0, *(n + 1 for n in kept)], [*kept, len(found) - 1]
+    joined = [(found[start][0], found[end][1]) for start, end in zip(starts, ends, strict=True)] if found else []
+    return [Hole(first, last, Signature.of(ids[bisect_left(ids, first) : bisect_right(ids, last)])) for first, last in joined]
 
 
 def _new_rows(engine: Engine, table: Table, done: Tick) -> bool:
@@ -180,10 +218,8 @@ def _new_rows(engine: Engine, table: Table, done: Tick) -> bool:
         rows = table.page(read_to, section.batch_rows)
         crash.reach("comments.after_read")
         if rows:
-            _store(connection, section, table, rows, done, fills_holes=False)
-            holes = [(section.source, first, last) for first, last in gaps(read_to, (row.id for row in rows))]
-            if holes:
-                database.copy_rows(connection, "comment_hole", ("source", "first_id", "last_id"), holes)
+            _store(connection, section, table, rows, done)
+            _dig(connection, section.source, holes_of(read_to, [row.id for row in rows]))
             crash.reach("comments.after_holes")
             mark = {"s": section.source, "read_to": rows[-1].id}
             connection.execute(text("UPDATE comment_source SET read_to = :read_to WHERE source = :s"), mark)
@@ -195,39 +231,87 @@ def _holes(engine: Engine, table: Table, done: Tick) -> bool:
     from sqlalchemy import text
 
     section = table.section
-    due_sql = "SELECT first_id, last_id FROM comment_hole WHERE source = :s AND next_look_at <= :at ORDER BY next_look_at LIMIT :n"
+    due_sql = (
+        "SELECT first_id, last_id, rows, ids, since FROM comment_hole WHERE source = :s AND next_look_at <= :at "
+        "ORDER BY next_look_at, first_id LIMIT :n"
+    )
     with _step(engine, section.source) as connection:
-        due = sorted(
-            (r.first_id, r.last_id) for r in connection.execute(text(due_sql), {"s": section.source, "n": MAX_RANGES, "at": done.at})
-        )
+        due = connection.execute(text(due_sql), {"s": section.source, "n": MAX_RANGES, "at": done.at}).all()
         if not due:
             return False
-        rows = table.within(due, section.batch_rows)
+        signatures = table.signatures([(hole.first_id, hole.last_id) for hole in due])
         crash.reach("comments.after_read")
-        full = len(rows) == section.batch_rows
-        looked = [one for one in due if not full or one[0] <= rows[-1].id]
-        if rows:
-            _store(connection, section, table, rows, done)
+        changed = [hole for hole, there in zip(due, signatures, strict=True) if (hole.rows, hole.ids) != there]
+        unchanged = [hole.first_id for hole, there in zip(due, signatures, strict=True) if (hole.rows, hole.ids) == there]
+        read = 0
+        while changed and read < section.batch_rows:  # about a page at a time: the others are due still
+            read += _fill(connection, table, changed.pop(0), done)
         values = {
             "s": section.source,
-            "first": [first for first, _ in looked],
+            "first": unchanged,
             "expiry": timedelta(hours=section.hole_expiry_hours),
             "longest": timedelta(seconds=section.hole_look_seconds),
         }
-        # Those that filled were split, and are younger than this look. Of the others the next look comes after half their age.
-        expired = connection.execute(text(f"DELETE FROM comment_hole WHERE {_UNFILLED} AND since <= now() - :expiry"), values)
+        # The next look comes after half their age.
+        of_them = "source = :s AND first_id = ANY(:first)"
+        expired = connection.execute(text(f"DELETE FROM comment_hole WHERE {of_them} AND since <= now() - :expiry"), values)
         connection.execute(
-            text(f"UPDATE comment_hole SET next_look_at = now() + least((now() - since) / 2, :longest) WHERE {_UNFILLED}"), values
+            text(f"UPDATE comment_hole SET next_look_at = now() + least((now() - since) / 2, :longest) WHERE {of_them}"), values
         )
         done.holes_expired += expired.rowcount
-        if full:  # a range of which there is more than a page goes on at once
-            rest = "UPDATE comment_hole SET next_look_at = '-infinity' WHERE source = :s AND first_id = :next"
-            connection.execute(text(rest), {"s": section.source, "next": rows[-1].id + 1})
         crash.reach("comments.after_holes")
-    return full or len(due) == MAX_RANGES
+    return bool(changed) or read >= section.batch_rows or len(due) == MAX_RANGES
 
 
-_UNFILLED: Final = "source = :s AND first_id = ANY(:first) AND since < now()"
+def _fill(connection: Connection, table: Table, hole: Any, done: Tick) -> int:
+    """Read what came into a hole, a page of it at most; what is left of it are holes. Returns how many ids are there.
+
+    What is left above an id that came is young again: more may come there.
+    """
+    from sqlalchemy import text
+
+    section = table.section
+    ids = table.ids(hole.first_id, hole.last_id, section.batch_rows)
+    seen_sql = "SELECT id, min(seen_at) FROM comment_ledger WHERE source = :s AND id = ANY(:ids) GROUP BY id"
+    seen = dict(connection.execute(text(seen_sql), {"s": section.source, "ids": ids}).tuples().all())
+    if fresh := [id_ for id_ in ids if id_ not in seen]:
+        _store(connection, section, table, table.rows(fresh), done)
+    came = [id_ for id_ in ids if id_ not in seen or seen[id_] > hole.since]  # a look for edits may have been first
+    done.holes_filled += len(came)
+    connection.execute(
+        text("DELETE FROM comment_hole WHERE source = :s AND first_id = :first"), {"s": section.source, "first": hole.first_id}
+    )
+    full = len(ids) == section.batch_rows
+    left = holes_of(hole.first_id - 1, ids, ids[-1] if full else hole.last_id)
+    newest = came[-1] if came else MIN_ID
+    _dig(connection, section.source, [one for one in left if one.last > newest], since=None if came else hole.since)
+    _dig(connection, section.source, [one for one in left if one.last <= newest], since=hole.since)
+    if full and ids[-1] < hole.last_id:  # goes on at once
+        _dig(connection, section.source, [Hole(ids[-1] + 1, hole.last_id)], since=hole.since, at_once=True)
+    return len(ids)
+
+
+def _dig(connection: Connection, source: str, holes: Sequence[Hole], since: datetime | None = None, *, at_once: bool = False) -> None:
+    """Remember holes, made now or before; they are looked at again when this tick is over, or `at_once`."""
+    from sqlalchemy import text
+
+    if not holes:
+        return
+    sql = (
+        "INSERT INTO comment_hole (source, first_id, last_id, rows, ids, since, next_look_at) SELECT :s, h.*, coalesce(:since, now()), "
+        "CASE WHEN :at_once THEN '-infinity' ELSE now() END "
+        "FROM unnest(CAST(:first AS bigint[]), CAST(:last AS bigint[]), CAST(:rows AS bigint[]), CAST(:ids AS bigint[])) h"
+    )
+    values = {
+        "s": source,
+        "since": since,
+        "at_once": at_once,
+        "first": [hole.first for hole in holes],
+        "last": [hole.last for hole in holes],
+        "rows": [hole.there.rows for hole in holes],
+        "ids": [hole.there.sum for hole in holes],
+    }
+    connection.execute(text(sql), values)
 
 
 def _edits(engine: Engine, table: Table, done: Tick) -> bool:
@@ -268,16 +352,17 @@ def _edits(engine: Engine, table: Table, done: Tick) -> bool:
     return full
 
 
-def _different(connection: Connection, source: str, ids: Sequence[int], hashes: Sequence[int]) -> list[int]:
-    """Of rows of the source those that do not stand so in `comment`, by id."""
+def _different(connection: Connection, source: str, ids: Sequence[int], hashes: Sequence[int | None]) -> list[int]:
+    """Of rows of the source (without a hash: marked deleted) those that do not stand so in `comment`, by id."""
     from sqlalchemy import text
 
     if not ids:
         return []
     sql = (
         "SELECT s.id FROM unnest(CAST(:ids AS bigint[]), CAST(:hashes AS bigint[])) AS s (id, row_hash) "
-        "LEFT JOIN comment c ON c.source = :s AND c.id = s.id WHERE (c.row_hash, c.deleted_at) IS DISTINCT FROM (s.row_hash, NULL) "
-        "OR c.id IS NULL ORDER BY s.id"
+        "LEFT JOIN comment c ON c.source = :s AND c.id = s.id WHERE CASE WHEN s.row_hash IS NULL "
+        "THEN c.id IS NOT NULL AND c.deleted_at IS NULL "
+        "ELSE c.id IS NULL OR (c.row_hash, c.deleted_at) IS DISTINCT FROM (s.row_hash, NULL) END ORDER BY s.id"
     )
     return list(connection.execute(text(sql), {"s": source, "ids": list(ids), "hashes": list(hashes)}).scalars())
 
@@ -344,19 +429,24 @@ def _compare(connection: Connection, table: Table, after: int, upto: int, limit:
         theirs.last,
         theirs.rows,
         count,
-        read=sorted(id_ for id_, hash_ in there.items() if here.get(id_) != hash_),
+        read=sorted(id_ for id_, hash_ in there.items() if (id_ in here if hash_ is None else here.get(id_) != hash_)),
         gone=sorted(here.keys() - there.keys()),
     )
 
 
 def _apply(connection: Connection, table: Table, read: Sequence[int], gone: Sequence[int], done: Tick) -> None:
-    from sqlalchemy import text
-
     if read:
         _store(connection, table.section, table, table.rows(read), done)
-    if gone:
-        sql = "UPDATE comment SET deleted_at = now() WHERE source = :s AND id = ANY(:ids) AND deleted_at IS NULL"
-        done.deleted += connection.execute(text(sql), {"s": table.section.source, "ids": list(gone)}).rowcount
+    _delete(connection, table.section.source, gone, done)
+
+
+def _delete(connection: Connection, source: str, ids: Sequence[int], done: Tick) -> None:
+    """Their texts go at once; ledger and labels tell only that there was something."""
+    from sqlalchemy import text
+
+    if ids:
+        sql = "UPDATE comment SET deleted_at = now(), text = '' WHERE source = :s AND id = ANY(:ids) AND deleted_at IS NULL"
+        done.deleted += connection.execute(text(sql), {"s": source, "ids": list(ids)}).rowcount
 
 
 def reconcile(engine: Engine, settings: Settings, section: CommentsSection, *, accept_deletions: bool = False) -> Tick:
@@ -386,18 +476,19 @@ def reconcile(engine: Engine, settings: Settings, section: CommentsSection, *, a
                 f"({section.max_deleted_share:.0%}) allows: is MLOPS_COMMENTS_URL another database, or one restored? Nothing was changed. "
                 "If they are really deleted: `mlops ingest comments --reconcile --accept-deletions`."
             )
+        taken = 0
         for after, last in differing:
             with _step(engine, section.source) as connection:
                 difference = _compare(connection, table, after, last, section.bucket_rows)
                 crash.reach("comments.after_read")
-                if done.deleted + len(difference.gone) > allowed:
+                taken += len(difference.gone)
+                if taken > allowed:
                     raise CommentsError(f"{section.table} is losing rows while it is compared: stopped. Look at it, then reconcile again.")
                 _apply(connection, table, difference.read, difference.gone, done)
         with _step(engine, section.source) as connection:
             done.labels += _label_again(connection, section, done)
             connection.execute(text("UPDATE comment_source SET reconciled_at = now() WHERE source = :s"), {"s": section.source})
-        if table.beyond():
-            done.problems.append(f"{section.table} has ids above {2**63 - 1}: those comments cannot be kept. Nothing of them was read.")
+        done.problems += _said_of(table)
     return _said(done, section)
 
 
@@ -483,74 +574,51 @@ _LABELS: Final = (
     f"{_LAST_LABEL.format(row='a')} WHERE a.quarantined IS NULL AND (a.labels IS NOT NULL OR cardinality(l.labels) > 0) "
     "AND l.labels IS DISTINCT FROM coalesce(a.labels, '{}') ORDER BY a.id"
 )
-_FILLED: Final = """
-SELECT h.first_id, h.last_id, h.since, array_agg(a.id ORDER BY a.id) AS ids FROM comment_arrived a
-CROSS JOIN LATERAL (
-  SELECT * FROM comment_hole WHERE source = :s AND first_id <= a.id ORDER BY first_id DESC LIMIT 1
-) h WHERE h.last_id >= a.id GROUP BY h.first_id, h.last_id, h.since"""
 
 
-def _store(
-    connection: Connection, section: CommentsSection, table: Table, rows: Iterable[Row], done: Tick, *, fills_holes: bool = True
-) -> None:
-    """Rows as the source has them now, into the ledger, `comment`, `comment_label`; what they fill of holes is one no longer."""
+def _store(connection: Connection, section: CommentsSection, table: Table, rows: Iterable[Row], done: Tick) -> None:
+    """Rows as the source has them now, into the ledger, `comment`, `comment_label`."""
     from sqlalchemy import text
 
     unmapped: Counter[str] = Counter()
+    marked: list[int] = []
     connection.execute(text(_STAGING))
-    database.copy_rows(connection, "comment_arrived", _COLUMNS, _arrived(section, rows, unmapped))
+    database.copy_rows(connection, "comment_arrived", _COLUMNS, _arrived(section, _alive(rows, marked), unmapped))
     crash.reach("comments.after_staging")
     values = {"s": section.source, "created_zone": table.created_zone.key, "updated_zone": table.updated_zone.key}
     connection.execute(text(_LEDGER), values)
     crash.reach("comments.after_ledger")
     new, changed, quarantined = connection.execute(text(_COMMENTS), values).one()
+    _delete(connection, section.source, marked, done)
     if section.moderation is not None:
         done.labels += connection.execute(text(_LABELS), {**values, "actor": MODERATOR}).rowcount
     crash.reach("comments.after_rows")
-    if fills_holes:
-        done.holes_filled += _fill(connection, section.source)
     # Empty again for the next rows of the same transaction.
     connection.execute(text("TRUNCATE comment_arrived"))
     done.new, done.changed, done.quarantined = done.new + new, done.changed + changed, done.quarantined + quarantined
     done.unmapped.update(unmapped)
 
 
-def _fill(connection: Connection, source: str) -> int:
-    """Split the holes that the arrived rows fill. What is left above a row that came is young again: more may come there."""
-    from sqlalchemy import text
-
-    filled = connection.execute(text(_FILLED), {"s": source}).all()
-    if not filled:
-        return 0
-    sql = text("DELETE FROM comment_hole WHERE source = :s AND first_id = ANY(:first)")
-    connection.execute(sql, {"s": source, "first": [hole.first_id for hole in filled]})
-    parts = [
-        (source, first, last, None if first > hole.ids[-1] else hole.since)
-        for hole in filled
-        for first, last in split(hole.first_id, hole.last_id, hole.ids)
-    ]
-    if parts:
-        insert = "INSERT INTO comment_hole (source, first_id, last_id, since) VALUES (:s, :first, :last, coalesce(:since, now()))"
-        connection.execute(text(insert), [dict(zip(("s", "first", "last", "since"), part, strict=True)) for part in parts])
-    return sum(len(hole.ids) for hole in filled)
+def _alive(rows: Iterable[Row], marked: list[int]) -> Iterator[Row]:
+    """Rows that are not marked deleted; the ids of those that are go into `marked`."""
+    for row in rows:
+        if row.deleted:
+            marked.append(row.id)
+        else:
+            yield row
 
 
 def _arrived(section: CommentsSection, rows: Iterable[Row], unmapped: Counter[str]) -> Iterator[tuple[Any, ...]]:
     """Rows for the staging table. Few fields' values differ, and each is looked at once."""
     seen: dict[tuple[str | None, ...], tuple[str | None, str | None, str | None]] = {}
-    for id_, content_hash, row_hash, raw, size, created, updated, fields in rows:
-        if fields not in seen:
-            seen[fields] = _moderation(section, fields)
-        moderation, labels, unknown = seen[fields]
+    for row in rows:
+        if row.fields not in seen:
+            seen[row.fields] = _moderation(section, row.fields)
+        moderation, labels, unknown = seen[row.fields]
         if unknown is not None:
             unmapped[unknown] += 1
-        quarantined = None
-        if raw is None:
-            quarantined = "no_text" if size is None else "too_large"
-        elif created is None:
-            quarantined = "no_time"
-        content = "" if raw is None or quarantined else clean(raw)
-        yield id_, content_hash, row_hash, content, created, updated, moderation, labels, quarantined
+        content = "" if row.text is None or row.flaw else clean(row.text)
+        yield row.id, row.content_hash, row.row_hash, content, row.created, row.updated, moderation, labels, row.flaw
 
 
 def _moderation(section: CommentsSection, fields: Sequence[str | None]) -> tuple[str | None, str | None, str | None]:

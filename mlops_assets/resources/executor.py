@@ -49,7 +49,7 @@ def keep_connections(instance: dg.DagsterInstance) -> None:
 
 def _notice_silence(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
     """As connections of our own: a peer that vanished without a word would hold the trial up for a quarter of an hour."""
-    options.update({name: value for name, value in CONNECT_ARGUMENTS.items() if name != "options"})
+    options.update(CONNECT_ARGUMENTS)
 
 
 def _try_connection(connection: Any, record: Any, proxy: Any) -> None:

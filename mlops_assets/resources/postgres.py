@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -12,6 +13,14 @@ from mlops_assets.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+
+@cache
+def _look_at_pooler(url: str) -> None:
+    """Once in a process, of those that are right: sensors and schedules say it at every tick of one that is not."""
+    from mlops_assets import database
+
+    database.refuse_transaction_pooling(url, "database_url")
 
 
 class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
@@ -25,11 +34,16 @@ class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
-        """An engine that is closed afterwards: sensors tick for months, and a tick leaves no connection behind."""
+        """An engine that is closed afterwards: sensors tick for months, and a tick leaves no connection behind.
+
+        Raises:
+            SettingsError: the URL is empty, or goes through a pooler of transactions.
+        """
         from mlops_assets import database
 
         if not self.url:
             raise SettingsError("database_url is not set: start the platform with `mlops up`, or set MLOPS_DATABASE_URL")
+        _look_at_pooler(self.url)
         engine = database.connect(self.url, pool_size=2)
         try:
             yield engine

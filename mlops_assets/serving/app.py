@@ -92,6 +92,7 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
 
     Raises:
         PortTaken
+        SettingsError: the database is reached through a pooler of transactions.
     """
     name, port = ("MLOPS_SERVE_PORT", settings.serve_port) if channel == "champion" else ("MLOPS_STAGING_PORT", settings.staging_port)
     listener = listen(settings.host, port, name)
@@ -99,10 +100,11 @@ def serve(settings: Settings, channel: Channel = "champion") -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(settings, channel)
     server.follower.restore()
-    from mlops_assets import limits
+    from mlops_assets import database, limits
     from mlops_assets.guard import Guard
     from mlops_assets.serving.routes import build
 
+    database.refuse_transaction_pooling(settings.database_url, "database_url", patience=2)
     limits.run(Guard(build(server), settings), listener, limits.Limits.of(settings), ws="none")
 
 

@@ -110,18 +110,14 @@ def open_study(url: str, name: str, *, direction: Literal["minimize", "maximize"
 def _storage(url: str) -> RDBStorage:
     """Optuna's tables in their own schema of our database: neither its migrations nor ours see the other's."""
     from optuna.storages import RDBStorage
-    from sqlalchemy import make_url, text
+    from sqlalchemy import text
 
-    options = f"{database.CONNECT_ARGUMENTS['options']} -c search_path={SCHEMA}"
-    arguments = {**database.CONNECT_ARGUMENTS, "options": options}
-    inside = make_url(database.with_driver(url)).update_query_dict({"options": options})
     engine = database.connect(url, pool_size=0)
     with engine.begin() as connection, database.lock(connection, "mlops_assets.optuna"):  # two first sweeps at once make them once
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    inside = database.connect(url, pool_size=2, schema=SCHEMA)
     with engine.connect() as connection, database.lock(connection, "mlops_assets.optuna"):
-        return RDBStorage(
-            inside.render_as_string(hide_password=False), engine_kwargs={"connect_args": arguments, "pool_pre_ping": True, "pool_size": 2}
-        )
+        return RDBStorage(inside.url.render_as_string(hide_password=False), engine_kwargs={"pool": inside.pool})
 
 
 @contextmanager

@@ -39,14 +39,20 @@ class Machine(RuleBasedStateMachine):
     connections: list[Any]
     number = 0
 
-    @initialize(alone=st.booleans())
-    def begin(self, alone: bool) -> None:
-        """alone: only pages and holes, without the looks for edits and deletions, which would find many a lost comment too."""
+    @initialize(alone=st.booleans(), most=st.sampled_from([1, 2, 10]))
+    def begin(self, alone: bool, most: int) -> None:
+        """alone: only pages and holes, without the looks for edits and deletions, which would find many a lost comment too.
+
+        most: holes that a page leaves; with few of them neighbouring gaps are one hole.
+        """
+        comments.HOLES_PER_PAGE = most  # type: ignore[misc]
         Machine.number += 1
         self.alone = alone
         self.source = f"s{Machine.number}"
         for connection in self.connections:
             connection.rollback()
+            with connection.cursor() as cursor:
+                cursor.execute("SET SESSION auto_increment_increment = 1, auto_increment_offset = 1")
         self.app.run("DELETE FROM comments")
         window = 1 if alone else 50
         self.section = section(source=self.source, batch_rows=3, window_rows=window, window_slice=window, max_deleted_share=1.0)
@@ -69,6 +75,11 @@ class Machine(RuleBasedStateMachine):
     def insert(self, who: int, what: str, count: int) -> None:
         for _ in range(count):
             self.held[who].add(self.execute(who, "INSERT INTO comments (text) VALUES (%s)", what))
+
+    @rule(who=st.integers(0, 2), step=st.integers(1, 4), offset=st.integers(1, 4))
+    def count_otherwise(self, who: int, step: int, offset: int) -> None:
+        """As in a cluster of several writers, each of which has ids of its own; also from one moment to the next."""
+        self.execute(who, "SET SESSION auto_increment_increment = %s, auto_increment_offset = %s", step, min(step, offset))
 
     @rule(who=st.integers(0, 2), ahead=st.sampled_from([5, 1000, 10**7]))
     def insert_far_ahead(self, who: int, ahead: int) -> None:
@@ -145,7 +156,7 @@ class Machine(RuleBasedStateMachine):
         holes = ask(self.engine, "SELECT first_id, last_id FROM comment_hole WHERE source = :s", s=self.source)
         known = {id_ for (id_,) in ask(self.engine, "SELECT id FROM comment WHERE source = :s", s=self.source)}
         for id_ in self.alive if state else ():
-            assert id_ > state[0][0] or (id_ in known) != any(first <= id_ <= last for first, last in holes), id_
+            assert id_ > state[0][0] or id_ in known or any(first <= id_ <= last for first, last in holes), id_
 
     def teardown(self) -> None:
         if not hasattr(self, "held"):
@@ -174,6 +185,7 @@ def machine(app: Application, engine: Engine, comment_settings: Settings, monkey
             yield table
 
         monkeypatch.setattr(comments, "connect", same)
+        monkeypatch.setattr(comments, "HOLES_PER_PAGE", comments.HOLES_PER_PAGE)  # what a history sets ends with the test
         Machine.app, Machine.engine, Machine.settings, Machine.table = app, engine, comment_settings, table
         Machine.connections = [app.begin() for _ in range(3)]
         yield Machine
