@@ -281,7 +281,7 @@ def forget(system: str, *, user: str, as_json: Json = False) -> None:
     settings.require("otp_secret")
     platform = _platform(settings)
     writers = [otp.pseudonym(secret, user) for secret in settings.otp_secrets()]
-    done = drawn.forget_writers(platform.engine, platform.store, system, writers)
+    done = drawn.forget_writers(platform.engine, platform.store, system, writers, platform.settings.public_keys_path)
     models = [f"{model['variant'] or system} on {model['dataset_version']}, {_registered_as(model)}" for model in done.models]
     lines = [
         f"{done.drawings} drawings deleted" + (f", also from {', '.join(done.dataset_versions)}" if done.dataset_versions else ""),
@@ -456,7 +456,7 @@ def sweep(
     if not outcome.success:
         raise Stop(2, f"the run {outcome.run_id} failed: {outcome.reason or 'see the run in the Dagster UI'}")
     with _platform(settings).engine.connect() as connection:
-        done = ledger.get_value(connection, f"{system}/sweep", dataset_version, outcome.run_id)
+        done = ledger.get_value(connection, f"{system}/sweep", dataset_version, outcome.run_id, settings.public_keys_path)
     assert done is not None
     lines = [sweeping.sentence(row, planned) for row in done["trials"]]
     lines += [
@@ -638,7 +638,7 @@ def _ledger_job(system: str, action: str, config: Mapping[str, Any], as_json: bo
         raise Stop(1 if outcome.refused else 2, outcome.reason or f"the run {outcome.run_id} failed: see it in the Dagster UI")
     channel: Literal["candidate", "champion"] = "candidate" if action == "stage" else "champion"
     with _platform(settings).engine.connect() as connection:
-        done = promotion.latest(connection, system, channel)
+        done, _ = promotion.latest_verified(connection, system, channel, settings.public_keys_path)
     assert done is not None
     value = {
         "system": system,

@@ -69,7 +69,15 @@ class World:
             )
             return str(row.scalar_one())
 
-    def attempt(self, version: str = "v1", *, folder: Path | None = None, content: str = "weights", variant: str = "") -> ledger.Attempt:
+    def attempt(
+        self,
+        version: str = "v1",
+        *,
+        folder: Path | None = None,
+        content: str = "weights",
+        variant: str = "",
+        weights: bundle.Files | None = None,
+    ) -> ledger.Attempt:
         """An attempt whose bundle is `folder`, or a small one made of `content`."""
         manifest = self.dataset(version)
         if folder is None:
@@ -97,9 +105,12 @@ class World:
                     metrics={},
                     mlflow_run_id=None,
                     dagster_run_id=None,
+                    weights_files=weights or {},
                 ),
+                load_signer(self.settings),
+                self.settings.public_keys_path,
             )
-            return ledger.attempt(connection, attempt_id)
+            return ledger.attempt(connection, attempt_id, self.settings.public_keys_path)
 
     def report(self, attempt: ledger.Attempt, metrics: Mapping[str, float] | None = None, **changes: Any) -> int:
         """A report of `attempt`, compared with the champion in place (whose figures are those of its receipt)."""

@@ -344,7 +344,7 @@ def _room(platform: Platform, system: str, parent: str, section: DrawingsSection
             connection.execute(text(line + "SELECT count(*) FROM drawn JOIN line USING (version) WHERE system = :s"), values).scalar_one()
         )
         versions = connection.execute(text(line + "SELECT version, manifest_sha256 FROM line ORDER BY distance"), values).all()
-    tables = (dataset.find_table(platform.store, system, row.version, row.manifest_sha256) for row in versions)
+    tables = (dataset.find_table(platform.engine, system, row.version, row.manifest_sha256) for row in versions)
     table = next((table for table in tables if table is not None), None)
     if table is None:
         raise dataset.DatasetError(f"{system} {parent} is not cleaned yet: materialize `{system}/cleaned` for it first")
@@ -451,7 +451,7 @@ class Forgotten:
     models: Sequence[Mapping[str, Any]]
 
 
-def forget_writers(engine: Engine, store: ObjectStore, system: str, writers: Sequence[str]) -> Forgotten:
+def forget_writers(engine: Engine, store: ObjectStore, system: str, writers: Sequence[str], public_keys: Path) -> Forgotten:
     """Delete all that was kept of these pseudonyms: rows, landed objects, frozen bytes and tables made of them; what they have confirmed
     and nobody has verified yet will not be kept. Again, there is nothing left to delete, but what a killed call left is completed, and
     named."""
@@ -482,5 +482,5 @@ def forget_writers(engine: Engine, store: ObjectStore, system: str, writers: Seq
     crash.reach("forget.after_commit")
     finished = forget.finish(engine, store, system)
     with engine.connect() as connection:
-        found = forget.trained_on(connection, system, sorted({*finished, *(file.version for file in files)}))
+        found = forget.trained_on(connection, system, sorted({*finished, *(file.version for file in files)}), public_keys)
     return Forgotten(len(rows), found["dataset_versions"], found["models"])

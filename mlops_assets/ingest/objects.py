@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mlops_assets import crash
+from mlops_assets import crash, names
 from mlops_assets.database import copy_rows
 from mlops_assets.store import ObjectInfo, sha256_file
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 #: Written last: everything of the version is there.
 READY: Final = "_READY"
 #: Optional: the name of the version that this one extends.
@@ -58,7 +57,7 @@ def is_marker(key: str) -> bool:
 
 
 def is_version_name(version: str) -> bool:
-    return VERSION_NAME.fullmatch(version) is not None and ".." not in version
+    return names.is_version(version)
 
 
 def check_version_name(version: str) -> None:

@@ -129,9 +129,9 @@ def mark_files(connection: Connection, manifest: Manifest, unused: Mapping[str, 
 def find_cleaned(engine: Engine, store: ObjectStore, system: str, version: str) -> tuple[Manifest, PublishedTable]:
     """Raises DatasetError: the version is not cleaned."""
     manifest = dataset.read_manifest(engine, store, system, version)
-    table = dataset.find_table(store, system, version, manifest.sha256)
+    table = dataset.find_table(engine, system, version, manifest.sha256)
     if table is None:
-        raise dataset.DatasetError(f"{system} {version} is not cleaned yet: materialize `{system}/cleaned` for it first")
+        raise dataset.not_cleaned(store, system, version, manifest.sha256)
     return manifest, table
 
 

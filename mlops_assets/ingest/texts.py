@@ -196,7 +196,7 @@ def clean(
     Raises:
         NothingLeft: no training or no held-out row is left; the version is refused, its rows and files say why.
     """
-    before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
+    before = dataset.find_table(engine, manifest.system, manifest.version, manifest.sha256)
     if before is not None and before.rules == rules.digest and _is_complete(engine, store, before, rules):
         return _account(before, unchanged=True)
     sources, unexpected = lines.sources_of(manifest, rules.reader_of)
@@ -221,7 +221,7 @@ def clean(
     table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, result.accepted, rules.digest, parts, body)
     _store_rows(engine, manifest, result, scanned, rules, refusal=None)
     crash.reach("cleaned.after_commit")
-    dataset.publish_table(store, table)
+    dataset.publish_table(engine, store, table)
     return _account(table)
 
 
@@ -240,11 +240,10 @@ def _check_account(version: str, rows_in: int, accepted: int, quarantined: Mappi
 
 
 def _is_complete(engine: Engine, store: ObjectStore, table: PublishedTable, rules: Rules) -> bool:
-    """Both outputs are there: every part with its size, and the rows in the database."""
-    sizes = {info.key: info.size for info in store.list(table.prefix)}
+    """Both outputs are there: every part with its bytes, and the rows in the database."""
     with engine.connect() as connection:
         stored = rules.is_stored(connection, table)
-    return stored and all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
+    return stored and dataset.is_whole(store, table)
 
 
 class _Shared:

@@ -274,9 +274,12 @@ class _Half:
 
     def put_value(self, context: dg.AssetExecutionContext, layer: str, value: Mapping[str, Any]) -> None:
         from mlops_assets.lifecycle import ledger
+        from mlops_assets.lifecycle.signing import load_signer
 
-        with self.open_platform().engine.begin() as connection:
-            ledger.put_value(connection, self.key(layer).to_user_string(), context.partition_key, context.run.run_id, value)
+        platform = self.open_platform()
+        signer = load_signer(platform.settings)
+        with platform.engine.begin() as connection:
+            ledger.put_value(connection, self.key(layer).to_user_string(), context.partition_key, context.run.run_id, value, signer)
 
 
 def _champion(
@@ -307,8 +310,9 @@ def _champion(
         together = bool(run_keys & set(registered))
         promoted = None
         with platform.engine.connect() as connection:
-            values = [ledger.get_value(connection, key.to_user_string(), context.partition_key, context.run.run_id) for key in registered]
-            current, _ = promotion.latest_verified(connection, system.name, "champion", platform.settings.public_keys_path)
+            keys, run_id = platform.settings.public_keys_path, context.run.run_id
+            values = [ledger.get_value(connection, key.to_user_string(), context.partition_key, run_id, keys) for key in registered]
+            current, _ = promotion.latest_verified(connection, system.name, "champion", keys)
         found = [value for value in values if value is not None]
         if together:
             promoted = current if current and any(value["sequence"] == current.sequence for value in found) else None
@@ -442,17 +446,18 @@ def deliver(platform: "Platform", warn: Callable[[str], None]) -> None:
 def _registrar(platform: "Platform", config: SystemConfig, context: Any) -> "Registrar":
     from mlops_assets.lifecycle.registrar import Registrar
 
-    run_id = context.run.run_id
-    return Registrar(platform.engine, platform.settings, config, actor=of_run(run_id), dagster_run_id=run_id)
+    run, actor = context.run, of_run(context.run.run_id)
+    return Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=run.run_id, root_run_id=run.root_run_id)
 
 
 def _value(platform: "Platform", key: dg.AssetKey, partition: str, run_id: str) -> dict[str, Any]:
     from mlops_assets.lifecycle import ledger
 
     with platform.engine.connect() as connection:
-        value = ledger.get_value(connection, key.to_user_string(), partition, run_id)
+        value = ledger.get_value(connection, key.to_user_string(), partition, run_id, platform.settings.public_keys_path)
     if value is None:
-        raise dg.Failure(f"{key.to_user_string()} has not been materialized for {partition}: select it too", allow_retries=False)
+        why = "has not been materialized (since schema 0016 what it hands on is signed)"
+        raise dg.Failure(f"{key.to_user_string()} {why} for {partition}: select it too", allow_retries=False)
     return value
 
 

@@ -118,6 +118,41 @@ def fetch(store: ObjectStore, digest: str, files: Files, target: Path) -> Path:
     return final
 
 
+def publish_weights(store: ObjectStore, digest: str, folder: Path) -> Files:
+    """Keep every file under `folder`, the fp32 weights that a bundle was made of, beside it; returns what names them in the attempt."""
+    files: Files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        files[name] = File(sha256_file(path), path.stat().st_size)
+        store.put(weights_key(digest, name), path)
+    return files
+
+
+def weights_key(digest: str, name: str) -> str:
+    return f"weights/{digest}/{name}"
+
+
+def fetch_weights(store: ObjectStore, digest: str, files: Files, folder: Path) -> Path:
+    """The weights kept beside a bundle, each file verified against `files` of the signed receipt.
+
+    Raises:
+        FileNotFoundError: they are gone. BadBundle: `wrong_digest`, they were changed; `unsafe_file`.
+    """
+    for name, file in files.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BadBundle("unsafe_file", f"{name} may not be among the weights")
+        key = weights_key(digest, name)
+        try:
+            found = store.download(key, folder / name)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"the fp32 weights of bundle {digest[:12]} are not in the store ({store.uri(key)})") from None
+        if found != file.sha256:
+            raise BadBundle(
+                "wrong_digest", f"{store.uri(key)} was changed: it has the digest {found[:12]}, the receipt says {file.sha256[:12]}"
+            )
+    return folder
+
+
 def verify(folder: Path, digest: str) -> None:
     """Raises BadBundle `wrong_digest` unless the files under `folder` are exactly those of `digest`; the bad folder is moved aside."""
     try:

@@ -8,20 +8,26 @@ files that it names are there. Nothing of the platform reads them. Everything he
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops_assets import crash
-from mlops_assets.lifecycle import ledger, promotion
+from mlops_assets import crash, names
+from mlops_assets.lifecycle import bundle, ledger, promotion
+from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.settings import SettingsError, read_yaml
 from mlops_assets.store import sha256_file
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.promotion import Receipt
+    from mlops_assets.store import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 TOPIC: Final = "clients"
 WEIGHTS: Final = "model.safetensors"
@@ -33,6 +39,8 @@ _TOLD: Final = frozenset({"version", "dataset_version", "bundle_sha256", "state_
 
 
 def prefix_of(system: str, version: int) -> str:
+    """Raises BadName."""
+    names.system(system)
     return f"clients/{system}/v{version}"
 
 
@@ -55,36 +63,55 @@ def receiver(platform: Platform) -> Callable[[Mapping[str, Any]], None]:
     return hear
 
 
-def ensure_version(platform: Platform, receipt: Receipt) -> bool:
-    """The version's two files, made where they are missing; False when its weights are gone (retention deletes old ones)."""
+def ensure_version(platform: Platform, receipt: Receipt) -> dict[str, str] | None:
+    """The digests of the version's two files, which are made where they are not those that were recorded when they were made: whoever can
+    write into the store may have put others there. None when they cannot be made: the weights are gone (retention deletes old ones), or
+    the receipt does not name them (older than schema 0016).
+    """
     import yaml
 
-    promotion.verify_receipt(receipt, platform.settings.public_keys_path)
-    prefix, store = prefix_of(receipt.system, receipt.version), platform.store
-    if store.exists(f"{prefix}/{PARAMETERS}"):  # written last
-        return True
-    if not store.exists(f"weights/{receipt.bundle_sha256}/{WEIGHTS}"):
-        return False
+    keys = platform.settings.public_keys_path
+    promotion.verify_receipt(receipt, keys)
+    prefix, store, asset = prefix_of(receipt.system, receipt.version), platform.store, f"{receipt.system}/clients"
     with platform.engine.connect() as connection:
-        attempt = ledger.attempt(connection, receipt.body["attempt_id"])
+        made = ledger.get_value(connection, asset, f"v{receipt.version}", "", keys)
+    if made is not None and all(_digest(store, f"{prefix}/{name}") == digest for name, digest in made.items()):
+        return made
+    if WEIGHTS not in receipt.weights or not store.exists(bundle.weights_key(receipt.bundle_sha256, WEIGHTS)):
+        return None
     body = receipt.body
+    made = {STATE_DICT: _write_state_dict(platform, receipt, f"{prefix}/{STATE_DICT}")}
     told = {
         "system": receipt.system,
         "variant": receipt.variant,
-        "seed": attempt.seed,
-        "parameters": dict(attempt.config),
+        "seed": body["seed"],
+        "parameters": body["parameters"],
         "version": receipt.version,
         "dataset_version": receipt.dataset_version,
         "bundle_sha256": receipt.bundle_sha256,
-        "state_dict_sha256": _write_state_dict(platform, receipt.bundle_sha256, f"{prefix}/{STATE_DICT}"),
+        "state_dict_sha256": made[STATE_DICT],
         "metrics": dict(receipt.metrics),
         "git_commit": body["git_commit"],
     }
-    store.put(f"{prefix}/{PARAMETERS}", yaml.safe_dump(told, allow_unicode=True, sort_keys=False).encode())
-    return True
+    parameters = yaml.safe_dump(told, allow_unicode=True, sort_keys=False).encode()
+    store.put(f"{prefix}/{PARAMETERS}", parameters)
+    made[PARAMETERS] = hashlib.sha256(parameters).hexdigest()
+    with platform.engine.begin() as connection:
+        ledger.put_value(connection, asset, f"v{receipt.version}", "", made, load_signer(platform.settings))
+    return made
 
 
-def _write_state_dict(platform: Platform, bundle_sha256: str, key: str) -> str:
+def _digest(store: ObjectStore, key: str) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        for chunk in store.stream(key):
+            digest.update(chunk)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()
+
+
+def _write_state_dict(platform: Platform, receipt: Receipt, key: str) -> str:
     """The weights as `torch.load(..., weights_only=True)` reads them; the file's SHA-256."""
     import torch
     from safetensors.torch import load_file
@@ -92,8 +119,9 @@ def _write_state_dict(platform: Platform, bundle_sha256: str, key: str) -> str:
     home = platform.settings.home
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as scratch:
-        source, target = Path(scratch) / WEIGHTS, Path(scratch) / STATE_DICT
-        platform.store.download(f"weights/{bundle_sha256}/{WEIGHTS}", source)
+        target = Path(scratch) / STATE_DICT
+        only = {WEIGHTS: receipt.weights[WEIGHTS]}
+        source = bundle.fetch_weights(platform.store, receipt.bundle_sha256, only, Path(scratch) / "weights") / WEIGHTS
         torch.save(load_file(source), target)
         platform.store.put(key, target)
         return sha256_file(target)
@@ -111,14 +139,20 @@ def point_at_champion(platform: Platform, system: str) -> None:
         champion, _ = promotion.latest_verified(connection, system, "champion", platform.settings.public_keys_path)
     if champion is None:
         return
-    prefix, store = prefix_of(system, champion.version), platform.store
-    if not ensure_version(platform, champion.receipt) or not store.exists(f"{prefix}/{STATE_DICT}"):
+    prefix, store, named = prefix_of(system, champion.version), platform.store, (system, champion.version)
+    made = ensure_version(platform, champion.receipt)
+    if made is None and not champion.receipt.weights:  # of an older installation: no later champion waits for it
+        logger.warning("%s v%s has no recorded weights: %s stays as it is until a model trained since is champion", *named, LATEST)
+        return
+    if made is None:
         raise FileNotFoundError(f"{store.uri(prefix)} lacks {STATE_DICT}: {LATEST} stays as it is")
     told = {
         "system": system,
         "version": champion.version,
         "state_dict": f"{prefix}/{STATE_DICT}",
+        "state_dict_sha256": made[STATE_DICT],
         "params": f"{prefix}/{PARAMETERS}",
+        "params_sha256": made[PARAMETERS],
         "bundle_sha256": champion.bundle_sha256,
         "dataset_version": champion.dataset_version,
         "sequence": champion.sequence,

@@ -6,9 +6,9 @@ Belongs here: what every system's data half shares. Does not belong here: arriva
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlops_assets import crash
+from mlops_assets import crash, names
 from mlops_assets.database import copy_rows, lock
 from mlops_assets.ingest.objects import is_marker, prefix_of
 from mlops_assets.lifecycle import outbox
@@ -503,8 +503,6 @@ def assign_splits(connection: Connection, system: str, version: str, groups: Ite
 
 # --- cleaned tables -------------------------------------------------------------------------------------------------------------
 
-TABLE_FILE: Final = "table.json"
-
 
 @dataclass(frozen=True)
 class Part:
@@ -515,7 +513,8 @@ class Part:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A cleaned table in the store. `table.json` is written last and names its parts: until then, there is no table.
+    """A cleaned table: Parquet files in the store, and the row of `cleaned_table` that names them by digest. The row is written last: until
+    then there is no table, whatever lies in the store.
 
     Attributes:
         sha256: over the parts' digests: the table's data version.
@@ -543,6 +542,8 @@ class PublishedTable:
 
 
 def table_prefix(system: str, version: str, manifest_sha256: str) -> str:
+    """Raises BadName."""
+    names.system(system), names.version(version)
     return f"cleaned/{system}/{version}/{manifest_sha256}"
 
 
@@ -558,36 +559,64 @@ def upload_parts(store: ObjectStore, manifest: Manifest, files: Sequence[Path]) 
     return parts
 
 
-def publish_table(store: ObjectStore, table: PublishedTable) -> None:
-    """Make `table` the version's cleaned table: one put. What an earlier making left is removed afterwards."""
+def publish_table(engine: Engine, store: ObjectStore, table: PublishedTable) -> None:
+    """Make `table` the version's cleaned table: one row. What an earlier making left in the store is removed afterwards."""
+    from sqlalchemy import text
+
     body = {
-        "format": 1,
-        "system": table.system,
-        "dataset_version": table.version,
-        "manifest_sha256": table.manifest_sha256,
         "rows": table.rows,
-        "sha256": table.sha256,
         "rules": table.rules,
         "parts": [[part.name, part.size, part.sha256] for part in table.parts],
         "body": dict(table.body),
         "forgotten": table.forgotten,
     }
-    store.put(f"{table.prefix}/{TABLE_FILE}", canonical(body).encode())
-    named = {f"{table.prefix}/{name}" for name in (TABLE_FILE, *(part.name for part in table.parts))}
+    sql = text("INSERT INTO cleaned_table (system, version, manifest_sha256, sha256, body) VALUES (:s, :v, :m, :sha256, :body)")
+    values = {"s": table.system, "v": table.version, "m": table.manifest_sha256}
+    with engine.begin() as connection:
+        connection.execute(sql, {**values, "sha256": table.sha256, "body": canonical(body)})
+    named = {f"{table.prefix}/{part.name}" for part in table.parts}
     for info in list(store.list(table.prefix)):
         if info.key not in named:
             store.delete(info.key)
 
 
-def find_table(store: ObjectStore, system: str, version: str, manifest_sha256: str) -> PublishedTable | None:
-    """The version's cleaned table, or None when there is none."""
-    try:
-        content = json.loads(store.get(f"{table_prefix(system, version, manifest_sha256)}/{TABLE_FILE}"))
-    except FileNotFoundError:
-        return None
-    parts = [Part(*part) for part in content["parts"]]
-    rows, rules, body = content["rows"], content["rules"], content["body"]
-    return PublishedTable(system, version, manifest_sha256, rows, rules, parts, body, content.get("forgotten", 0))
+def find_table(engine: Engine, system: str, version: str, manifest_sha256: str) -> PublishedTable | None:
+    """The version's cleaned table as it was recorded when it was made, or None when there is none."""
+    from sqlalchemy import text
+
+    sql = text("SELECT body, sha256 FROM cleaned_table WHERE system = :s AND version = :v AND manifest_sha256 = :m ORDER BY id DESC")
+    with engine.connect() as connection:
+        for row in connection.execute(sql, {"s": system, "v": version, "m": manifest_sha256}):
+            content = row.body
+            parts = [Part(*part) for part in content["parts"]]
+            rows, rules, body = content["rows"], content["rules"], content["body"]
+            found = PublishedTable(system, version, manifest_sha256, rows, rules, parts, body, content["forgotten"])
+            if found.sha256 == row.sha256 and all(_PART_NAME.fullmatch(part.name) for part in parts):
+                return found
+    return None
+
+
+def is_whole(store: ObjectStore, table: PublishedTable) -> bool:
+    """Whether the store still has every byte of the table: one that was changed is cleaned again."""
+
+    def holds(part: Part) -> bool:
+        try:
+            return _digest(store, f"{table.prefix}/{part.name}") == part.sha256
+        except FileNotFoundError:
+            return False
+
+    with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+        return all(pool.map(holds, table.parts))
+
+
+_PART_NAME: Final = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
+
+
+def not_cleaned(store: ObjectStore, system: str, version: str, manifest_sha256: str) -> DatasetError:
+    """What to say where `find_table` found none."""
+    there = next(iter(store.list(table_prefix(system, version, manifest_sha256))), None)
+    why = " (what lies in the store is named by no record: it is older than schema 0016, or somebody put it there)" if there else ""
+    return DatasetError(f"{system} {version} is not cleaned yet{why}: materialize `{system}/cleaned` for it first")
 
 
 def load_table(store: ObjectStore, engine: Engine, system: str, version: str, folder: Path) -> CleanedTable:
@@ -601,9 +630,9 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
         raise DatasetError(f"{system} {version} was refused: {row.reason}. Land the corrected data under a new name.")
     if row.manifest_sha256 is None:
         raise DatasetError(f"{system} {version} is {row.state}. {_NOT_FROZEN[row.state]}")
-    table = find_table(store, system, version, row.manifest_sha256)
+    table = find_table(engine, system, version, row.manifest_sha256)
     if table is None:
-        raise DatasetError(f"{system} {version} is not cleaned yet: materialize `{system}/cleaned` for it first")
+        raise not_cleaned(store, system, version, row.manifest_sha256)
     forgotten = len(read_manifest(engine, store, system, version).forgotten) if _has_forgotten(engine, system) else 0
     if table.forgotten != forgotten:
         raise DatasetError(

@@ -148,6 +148,7 @@ def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callabl
 
     def sweep_op(context: dg.OpExecutionContext, config: dg.Config) -> None:
         from mlops_assets.lifecycle import ledger, sweep
+        from mlops_assets.lifecycle.signing import load_signer
 
         given = config.model_dump()
         platform, version = open_platform(), context.partition_key
@@ -162,10 +163,9 @@ def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callabl
         )
         swept = sweep.run(platform, system, given_config, planned, run_id=context.run_id, say=context.log.info)
         value = {"metric": planned.metric, "study": swept.study, "trials": swept.rows, "best": swept.best, "command": swept.command}
+        key, signer = key_of(name, "", "sweep").to_user_string(), load_signer(platform.settings)
         with platform.engine.begin() as connection:
-            ledger.put_value(
-                connection, key_of(name, "", "sweep").to_user_string(), version, context.run_id, {**value, "mlflow": swept.link}
-            )
+            ledger.put_value(connection, key, version, context.run_id, {**value, "mlflow": swept.link}, signer)
         context.log_event(sweep_event(name, version, planned.metric, swept))
 
     # The form differs by system, so its type is known only here.
@@ -205,7 +205,11 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
         platform = open_platform()
         actor = of_run(context.run_id)
         try:
-            done = do(Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=context.run_id))
+            run = context.run
+            registrar = Registrar(
+                platform.engine, platform.settings, config, actor=actor, dagster_run_id=run.run_id, root_run_id=run.root_run_id
+            )
+            done = do(registrar)
         except Refused as error:
             raise refusal(context, str(error)) from None
         deliver(platform, context.log.warning)
@@ -245,6 +249,8 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
             context.log.info(f"kept {kept.bundle_sha256[:12]} (v{kept.version}): {kept.why}")
         for digest, version, size in done.delete:
             context.log.info(f"{'would delete' if config.dry_run else 'deleted'} {digest[:12]} (v{version}): {size} bytes")
+        for digest in done.unsigned:
+            context.log.info(f"left bundles/{digest}: its attempt is not signed (older than schema 0016); delete it by hand")
 
     @dg.job(name=f"{name}_stage", description="Make the best registered version the candidate that the staging server serves.")
     def stage() -> None:

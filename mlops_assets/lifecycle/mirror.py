@@ -6,6 +6,7 @@ Belongs here: what MLflow is told. Does not belong here: deciding, Dagster.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,12 @@ from mlops_assets.lifecycle.promotion import Receipt
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
     from sqlalchemy import Engine
 
     from mlops_assets.lifecycle.pipeline import Platform
+
+logger = logging.getLogger(__name__)
 
 ALIASES = ("candidate", "champion", "archive")
 
@@ -69,13 +73,14 @@ class Mirror:
         crash.reach("mirror.after_alias")
 
     def ensure_version(self, receipt: Receipt) -> str:
-        """The MLflow version of the receipt, made when missing. Found again by its bundle digest, never by its number."""
+        """The MLflow version of the receipt, made when missing. Found again by what it points to and our own number and run, never by
+        MLflow's: a tag alone is copied by anybody."""
         promotion.verify_receipt(receipt, self.public_keys)
         name = model_name(receipt.system)
         body = receipt.body
-        known = self._versions(name)
-        if receipt.bundle_sha256 in known:
-            return known[receipt.bundle_sha256]
+        known = self._find(receipt)
+        if known is not None:
+            return known
         self._ensure_model(name)
         run_id = body.get("mlflow_run_id")
         tags = {
@@ -89,7 +94,7 @@ class Mirror:
         made = self.client.create_model_version(
             name,
             # Where the bytes are is the object store's business; MLflow never hands them out.
-            source=f"bundle:///{receipt.bundle_sha256}",
+            source=_source(receipt),
             run_id=run_id,
             await_creation_for=0,
             tags=tags,
@@ -153,6 +158,33 @@ class Mirror:
                 if race.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
 
-    def _versions(self, name: str) -> dict[str, str]:
-        found = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
-        return {version.tags["bundle_sha256"]: str(version.version) for version in reversed(found) if "bundle_sha256" in version.tags}
+    def _find(self, receipt: Receipt) -> str | None:
+        """The oldest version that is the receipt's; those that only claim to be are told of once."""
+        found, token = None, None
+        where = f"name = '{model_name(receipt.system)}'"
+        while True:
+            page = self.client.search_model_versions(where, max_results=1000, page_token=token)
+            for version in page:
+                if version.tags.get("bundle_sha256") != receipt.bundle_sha256:
+                    continue
+                if (version.source, version.tags.get("receipt_version")) != (_source(receipt), str(receipt.version)):
+                    self._tell_of_stray(receipt, version)
+                elif found is None or int(version.version) < int(found):
+                    found = str(version.version)
+            token = page.token
+            if not token:
+                return found
+
+    def _tell_of_stray(self, receipt: Receipt, version: ModelVersion) -> None:
+        with self.engine.begin() as connection:
+            new = outbox.became(connection, "stray_version", f"{receipt.system}/{version.version}", str(version.source))
+        if new:
+            logger.warning(
+                "MLflow's %s version %s bears the tags of v%s, but its source is %s and its receipt_version %s: it is none of ours, "
+                "no alias is moved to it",
+                *(receipt.system, version.version, receipt.version, version.source, version.tags.get("receipt_version")),
+            )
+
+
+def _source(receipt: Receipt) -> str:
+    return f"bundle:///{receipt.bundle_sha256}"

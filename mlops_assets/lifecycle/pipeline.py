@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets import sources
+from mlops_assets import names, sources
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
 from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of, label
 from mlops_assets.lifecycle.signing import load_signer
@@ -88,11 +88,12 @@ class NoParent(LookupError):
 
 @dataclass(frozen=True)
 class Parent:
-    """A champion whose fp32 weights a training goes on from."""
+    """A champion whose fp32 weights, as its receipt lists them, a training goes on from."""
 
     version: int
     dataset_version: str
     bundle_sha256: str
+    weights: bundle.Files
 
 
 def code_version(system: ModelSystem, variant: str) -> str:
@@ -174,6 +175,8 @@ def context_of(
 
 
 def workdir_of(settings: Settings, fingerprint: str) -> Path:
+    """Raises BadName: a fingerprint may come from a study's rows."""
+    names.digest(fingerprint)
     return settings.home / "training" / fingerprint[:16]
 
 
@@ -215,24 +218,12 @@ def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_ver
                 f"{dataset_version} does not extend {champion.dataset_version}, on which the champion v{champion.version} was trained: "
                 f"{variant} has nothing to go on from"
             )
-    return Parent(champion.version, champion.dataset_version, champion.bundle_sha256)
-
-
-def fetch_weights(store: ObjectStore, bundle_sha256: str, folder: Path) -> Path:
-    """The fp32 weights that `train` kept beside a bundle.
-
-    Raises:
-        FileNotFoundError: they are gone.
-    """
-    prefix = f"weights/{bundle_sha256}"
-    found = [info.key for info in store.list(prefix)]
-    if not found:
-        raise FileNotFoundError(f"the fp32 weights of bundle {bundle_sha256[:12]} are not in the store ({store.uri(prefix)})")
-    for key in found:
-        target = folder / key.removeprefix(f"{prefix}/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.download(key, target)
-    return folder
+    if not champion.receipt.weights:
+        raise NoParent(
+            f"the receipt of the champion v{champion.version} names no weights (older than schema 0016): train {dataset_version} from the "
+            f"beginning first; {variant} goes on from that"
+        )
+    return Parent(champion.version, champion.dataset_version, champion.bundle_sha256, champion.receipt.weights)
 
 
 def train(
@@ -254,8 +245,10 @@ def train(
 
     Raises:
         NoParent: the variant goes on from the champion, and there is none to go on from.
+        KeyProblem: the attempt could not be signed. Before anything is trained.
     """
     settings = platform.settings
+    signer = load_signer(settings)
     parent = parent_of(platform, system, variant, dataset_version)
     parameters = parameters_of(system, config, variant, overrides or {})
     seed = check_seed(config.project.seed if seed is None else seed)
@@ -265,7 +258,8 @@ def train(
         context = context_of(settings, system, config, variant=variant, table=table, parameters=parameters, seed=seed, parent=parent)
         if parent is not None:
             say(f"going on from the champion v{parent.version} ({parent.dataset_version})")
-            context = replace(context, parent=fetch_weights(platform.store, parent.bundle_sha256, scratch / "parent"))
+            weights = bundle.fetch_weights(platform.store, parent.bundle_sha256, parent.weights, scratch / "parent")
+            context = replace(context, parent=weights)
         fingerprint, workdir = context.fingerprint, context.workdir
         _remove_abandoned(workdir, say)
         run = platform.tracking.start(
@@ -286,8 +280,7 @@ def train(
             run.finish("FAILED")
             raise
         digest, files = bundle.publish(platform.store, folder)
-        for path in sorted(p for p in trained.folder.rglob("*") if p.is_file()):
-            platform.store.put(f"weights/{digest}/{path.relative_to(trained.folder).as_posix()}", path)
+        weights_files = bundle.publish_weights(platform.store, digest, trained.folder)
         run.log_metrics({f"train/{name}": value for name, value in trained.metrics.items()}, 0)
         run.log_bytes(
             "bundle/bundle-digest.json", canonical({"bundle_sha256": digest, "files": {n: list(f) for n, f in files.items()}}).encode()
@@ -309,11 +302,13 @@ def train(
             metrics=dict(trained.metrics),
             mlflow_run_id=run.run_id,
             dagster_run_id=run_id,
+            table_sha256=table.sha256,
+            weights_files=weights_files,
         )
         minutes = (time.monotonic() - began) / 60
         with platform.engine.begin() as connection:
-            attempt_id, new = ledger.record_attempt(connection, attempt)
-            attempt = ledger.attempt(connection, attempt_id)
+            attempt_id, new = ledger.record_attempt(connection, attempt, signer, settings.public_keys_path)
+            attempt = ledger.attempt(connection, attempt_id, settings.public_keys_path)
             if new:
                 outbox.tell(connection, _trained(attempt, trained, minutes, config), "모델 학습이 완료되었습니다.")
         shutil.rmtree(workdir, ignore_errors=True)
@@ -341,7 +336,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
     settings = platform.settings
     signer = load_signer(settings)
     with platform.engine.connect() as connection:
-        attempt = ledger.attempt(connection, attempt_id)
+        attempt = ledger.attempt(connection, attempt_id, settings.public_keys_path)
         champion, _ = promotion.latest_verified(connection, system.name, "champion", settings.public_keys_path)
     with scratch_folder(settings) as scratch:
         table = system.open_table(platform.store, platform.engine, attempt.dataset_version, scratch / "table")

@@ -6,13 +6,13 @@ Belongs here: reading and verifying. Writing is the registrar's alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from mlops_assets.lifecycle.bundle import File, Files
+from mlops_assets.lifecycle.bundle import File, Files, key_of
 from mlops_assets.lifecycle.report import CLASSIFIER, Direction
 from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.lifecycle.signing import verify as verify_signature
@@ -20,7 +20,13 @@ from mlops_assets.lifecycle.signing import verify as verify_signature
 if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
 
+    from mlops_assets.store import ObjectStore
+
 Channel = Literal["champion", "candidate"]
+#: Rows read at once.
+PAGE: Final = 500
+#: Reasons kept of rows that do not verify: anybody may insert a million of them.
+REJECTED_AT_MOST: Final = 20
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Receipt:
     @property
     def files(self) -> Files:
         return {name: File(sha256, size) for name, (sha256, size) in self.body["files"].items()}
+
+    @property
+    def weights(self) -> Files:
+        """The fp32 weights kept beside the bundle; empty in receipts older than schema 0016."""
+        return {name: File(sha256, size) for name, (sha256, size) in self.body.get("weights", {}).items()}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -74,6 +85,10 @@ class Promotion:
     receipt: Receipt
 
     @property
+    def body(self) -> dict[str, Any]:
+        return dict(json.loads(self.payload))
+
+    @property
     def files(self) -> Files:
         return self.receipt.files
 
@@ -89,49 +104,92 @@ _PROMOTION = (
 
 
 def latest(connection: Connection, system: str, channel: Channel) -> Promotion | None:
-    """The newest row of the channel, not yet verified."""
+    """The newest row of the channel, whoever wrote it: nothing is decided from it."""
     found = history(connection, system, channel, limit=1)
     return found[0] if found else None
 
 
 def latest_verified(connection: Connection, system: str, channel: Channel, public_keys: Path) -> tuple[Promotion | None, list[str]]:
-    """The newest row of the channel that verifies, and why each newer one does not: a forged row on top hides nothing."""
+    """The newest row of the channel that verifies, and why newer ones do not (the first few): forged rows on top hide nothing."""
     rejected: list[str] = []
-    for found in history(connection, system, channel, limit=1000):
-        try:
-            verify(found, public_keys)
-        except BadSignature as error:
-            rejected.append(str(error))
-            continue
-        return found, rejected
-    return None, rejected
+    return next(verified(connection, system, public_keys, channel, rejected=rejected), None), rejected
 
 
 def verified_history(connection: Connection, system: str, channel: Channel, public_keys: Path) -> list[Promotion]:
-    """Newest first, the rows that verify: what is decided from, where `history` is what people are shown."""
+    """Newest first, all rows that verify: what is decided from, where `history` is what the table holds."""
+    return list(verified(connection, system, public_keys, channel))
 
-    def genuine(found: Promotion) -> bool:
-        try:
-            verify(found, public_keys)
-        except BadSignature:
-            return False
-        return True
 
-    return [found for found in history(connection, system, channel, limit=1000) if genuine(found)]
+def verified(
+    connection: Connection,
+    system: str,
+    public_keys: Path,
+    channel: Channel | None = None,
+    *,
+    at: datetime | None = None,
+    rejected: list[str] | None = None,
+) -> Iterator[Promotion]:
+    """The rows that verify, newest first, read page by page as far as the caller goes. What does not verify counts nowhere.
+
+    Args:
+        at: only what had happened by then.
+        rejected: is given why the first few do not verify.
+    """
+    before = None
+    while rows := history(connection, system, channel, limit=PAGE, at=at, before=before):
+        for found in rows:
+            try:
+                verify(found, public_keys)
+            except BadSignature as error:
+                if rejected is not None and len(rejected) < REJECTED_AT_MOST:
+                    rejected.append(str(error))
+                continue
+            yield found
+        before = rows[-1].sequence
+
+
+def next_sequence(connection: Connection, system: str, public_keys: Path) -> int:
+    """The number of the system's next promotion: the first free one after the newest that verifies. The caller holds the lock."""
+    newest = next(verified(connection, system, public_keys), None)
+    return free_number(connection, "promotion", "sequence", system, newest.sequence if newest else 0)
+
+
+def next_version(connection: Connection, system: str, public_keys: Path) -> int:
+    """The number of the system's next receipt, likewise."""
+    newest = next(iter(genuine_receipts(connection, system, public_keys)), None)
+    return free_number(connection, "receipt", "version", system, newest.version if newest else 0)
+
+
+def free_number(connection: Connection, table: str, column: str, system: str, after: int) -> int:
+    """The first number after `after` that no row of the system has, forged ones included."""
+    from sqlalchemy import text
+
+    sql = (
+        f"SELECT count(*) FROM (SELECT {column}::bigint - :after AS distance, row_number() OVER (ORDER BY {column}) AS place "
+        f"FROM {table} WHERE system = :s AND {column} > :after) taken WHERE distance = place"
+    )
+    return after + 1 + int(connection.execute(text(sql), {"s": system, "after": after}).scalar_one())
 
 
 def history(
-    connection: Connection, system: str, channel: Channel | None = None, *, limit: int = 100, at: datetime | None = None
+    connection: Connection,
+    system: str,
+    channel: Channel | None = None,
+    *,
+    limit: int = 100,
+    at: datetime | None = None,
+    before: int | None = None,
 ) -> list[Promotion]:
-    """Newest first; with `at`, only what had happened by then."""
+    """The table's rows, newest first, not yet verified; with `at` what had happened by then, with `before` lower sequences only."""
     from sqlalchemy import text
 
     sql = _PROMOTION + (
         "WHERE p.system = :system AND (CAST(:channel AS text) IS NULL OR p.channel = :channel) "
-        "AND (CAST(:at AS timestamptz) IS NULL OR p.at <= :at) ORDER BY p.sequence DESC LIMIT :limit"
+        "AND (CAST(:at AS timestamptz) IS NULL OR p.at <= :at) AND (CAST(:before AS bigint) IS NULL OR p.sequence < :before) "
+        "ORDER BY p.sequence DESC LIMIT :limit"
     )
-    rows = connection.execute(text(sql), {"system": system, "channel": channel, "at": at, "limit": limit}).mappings()
-    return [_promotion(row) for row in rows]
+    values = {"system": system, "channel": channel, "at": at, "before": before, "limit": limit}
+    return [_promotion(row) for row in connection.execute(text(sql), values).mappings()]
 
 
 def receipt(connection: Connection, system: str, version: int) -> Receipt | None:
@@ -148,43 +206,62 @@ def receipt(connection: Connection, system: str, version: int) -> Receipt | None
     return _receipt(row) if row else None
 
 
-def receipts(connection: Connection, system: str) -> list[Receipt]:
-    """Every registered version whose bytes are still there, newest first."""
+def genuine_receipts(connection: Connection, system: str, public_keys: Path, *, bundle_sha256: str | None = None) -> Iterator[Receipt]:
+    """Every registered version whose receipt verifies (of that bundle), newest first. Their bytes may be gone: see `deleted`."""
     from sqlalchemy import text
 
-    rows = connection.execute(
-        text(
-            "SELECT * FROM receipt r WHERE system = :system AND NOT EXISTS (SELECT FROM bundle_deleted d "
-            "WHERE d.system = r.system AND d.bundle_sha256 = r.bundle_sha256) ORDER BY version DESC"
-        ),
-        {"system": system},
-    ).mappings()
-    return [_receipt(row) for row in rows]
+    sql = text(
+        "SELECT * FROM receipt WHERE system = :s AND (CAST(:bundle AS text) IS NULL OR bundle_sha256 = :bundle) "
+        "AND (CAST(:before AS integer) IS NULL OR version < :before) ORDER BY version DESC LIMIT :limit"
+    )
+    values: dict[str, Any] = {"s": system, "bundle": bundle_sha256, "before": None, "limit": PAGE}
+    while rows := [_receipt(row) for row in connection.execute(sql, values).mappings()]:
+        yield from (found for found in rows if _is_genuine(found, public_keys))
+        values["before"] = rows[-1].version
+
+
+def _is_genuine(found: Receipt, public_keys: Path) -> bool:
+    try:
+        verify_receipt(found, public_keys)
+    except BadSignature:
+        return False
+    return True
+
+
+def deleted(connection: Connection, store: ObjectStore, receipt: Receipt) -> datetime | None:
+    """When retention deleted the version's bytes; None: it did not. A row that says so of bytes that are there is not believed."""
+    from sqlalchemy import text
+
+    sql = text("SELECT at FROM bundle_deleted WHERE system = :s AND bundle_sha256 = :b")
+    at: datetime | None = connection.execute(sql, {"s": receipt.system, "b": receipt.bundle_sha256}).scalar()
+    there = at is not None and all(store.exists(key_of(receipt.bundle_sha256, name)) for name in receipt.files)
+    return None if there else at
 
 
 def verify_receipt(found: Receipt, public_keys: Path) -> None:
     """Raises BadSignature unless the receipt is signed and its columns say what was signed."""
     verify_signature(found.payload, found.signature, found.key_id, public_keys)
-    body = found.body
-    for name in ("system", "version", "variant", "dataset_version", "bundle_sha256"):
-        if body.get(name) != getattr(found, name):
-            raise BadSignature(
-                f"receipt {found.system} v{found.version}: {name} is {getattr(found, name)!r}, {body.get(name)!r} was signed"
-            )
+    _check_columns(f"receipt {found.system} v{found.version}", found, ("system", "version", "variant", "dataset_version", "bundle_sha256"))
 
 
 def verify(promotion: Promotion, public_keys: Path) -> None:
     """Raises BadSignature unless the promotion and its receipt are signed, say what was signed, and belong together."""
     verify_signature(promotion.payload, promotion.signature, promotion.key_id, public_keys)
-    body = json.loads(promotion.payload)
-    for name in ("system", "sequence", "channel", "kind", "version", "bundle_sha256", "actor", "reason"):
-        if body.get(name) != getattr(promotion, name):
-            raise BadSignature(
-                f"promotion {promotion.system} #{promotion.sequence}: {name} is {getattr(promotion, name)!r}, {body.get(name)!r} was signed"
-            )
+    names = ("system", "sequence", "channel", "kind", "version", "bundle_sha256", "actor", "reason")
+    _check_columns(f"promotion {promotion.system} #{promotion.sequence}", promotion, names)
     if promotion.receipt.bundle_sha256 != promotion.bundle_sha256:
         raise BadSignature(f"promotion {promotion.system} #{promotion.sequence} names another bundle than its receipt")
     verify_receipt(promotion.receipt, public_keys)
+
+
+def _check_columns(what: str, row: Receipt | Promotion, names: Sequence[str]) -> None:
+    """Raises BadSignature unless the columns, the time among them, say what was signed."""
+    body = json.loads(row.payload)
+    for name in names:
+        if body.get(name) != getattr(row, name):
+            raise BadSignature(f"{what}: {name} is {getattr(row, name)!r}, {body.get(name)!r} was signed")
+    if datetime.fromisoformat(body["at"]) != row.at:
+        raise BadSignature(f"{what}: its time is {row.at.isoformat()}, {body['at']} was signed")
 
 
 def _receipt(row: RowMapping) -> Receipt:

@@ -6,6 +6,7 @@ Belongs here: register, stage, produce, rollback. Does not belong here: Dagster,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
 from mlops_assets.lifecycle.report import ChampionScore, Report, better, label, metric_name
 from mlops_assets.lifecycle.signing import BadSignature, Signer, load_signer
 from mlops_assets.settings import Settings, SystemConfig, canonical
+from mlops_assets.store import ObjectStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -29,6 +31,15 @@ TOLD = {
     "promote": ("promoted", "운영 모델로 승격되었습니다."),
     "rollback": ("rolled back to", "이전 운영 모델로 되돌렸습니다."),
     "stage": ("staged", "검토할 후보 모델로 스테이지되었습니다."),
+}
+
+
+#: What a run may ask for once -> the channel that it moves, and the kind of its row.
+OPERATIONS: Mapping[str, tuple[Channel, str]] = {
+    "register": ("champion", "promote"),
+    "produce": ("champion", "promote"),
+    "rollback": ("champion", "rollback"),
+    "stage": ("candidate", "stage"),
 }
 
 
@@ -58,17 +69,30 @@ class Registrar:
     """Writes under the lock `mlops_assets.promotion.<system>`: two registrars never interleave.
 
     Args:
-        settings: for the signing key and the public keys.
+        settings: for the signing key, the public keys and the object store.
         actor: who is behind the calls (`run:<id>` or a user), recorded and signed.
+        root_run_id: the first of the runs that retry one another, signed with what is appended: what it did, no retry does again.
+            Default: `dagster_run_id`; without either each call is one of its own.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, config: SystemConfig, *, actor: str, dagster_run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        config: SystemConfig,
+        *,
+        actor: str,
+        dagster_run_id: str | None = None,
+        root_run_id: str | None = None,
+    ) -> None:
         self.engine = engine
         self.config = config
         self.system = config.project.name
         self.policy = policy_of(config)
         self.actor = actor
         self.dagster_run_id = dagster_run_id
+        self.root_run_id = root_run_id or dagster_run_id
+        self.store = ObjectStore.of(settings)
         self.public_keys = settings.public_keys_path
         self._signer: Signer = load_signer(settings)
 
@@ -84,7 +108,8 @@ class Registrar:
     def register(self, attempt_id: int, report_id: int | None) -> Registration:
         """Decide again from the rows themselves and commit what follows: receipt, promotion, outbox. All of it or nothing.
 
-        Registering the same bundle again returns its first receipt and appends nothing but the verdict.
+        Registering the same bundle again returns its first receipt and appends nothing but the verdict. A retry of the run that promoted it
+        returns that promotion, whatever was promoted or rolled back since.
         """
         with self.engine.begin() as connection, self._locked(connection):
             attempt, verdict, champion = self._decide(connection, attempt_id, report_id)
@@ -94,9 +119,12 @@ class Registrar:
             crash.reach("registrar.before_receipt")
             receipt = self._receipt(connection, attempt, report_id, verdict, champion)
             crash.reach("registrar.after_receipt")
-            promoted = None
-            if verdict.outcome == "promoted":
-                promoted = self._append(connection, receipt, "champion", "promote", verdict.sentence, verdict.sentence_ko)
+            promoted = self._done_before(connection, "register", receipt.version)
+            if promoted is not None:
+                sentence = f"promoted before, #{promoted.sequence}, by a run that this one retries: {promoted.reason}"
+                verdict = Verdict("registered", "promoted_before", sentence)
+            elif verdict.outcome == "promoted":
+                promoted = self._append(connection, receipt, "register", verdict.sentence, verdict.sentence_ko)
             crash.reach("registrar.before_commit")
         crash.reach("registrar.after_commit")
         return Registration(verdict, receipt, promoted)
@@ -107,7 +135,8 @@ class Registrar:
         Raises:
             Refused: no version qualifies. UnknownMetric: no report has that metric.
         """
-        found = [receipt for receipt in promotion.receipts(connection, self.system) if self._is_genuine(receipt)]
+        genuine = promotion.genuine_receipts(connection, self.system, self.public_keys)
+        found = [receipt for receipt in genuine if promotion.deleted(connection, self.store, receipt) is None]
         if not found:
             raise Refused(f"{self.system} has no registered version: train one with `mlops train {self.system} --dataset-version V`")
         name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics if known in receipt.directions}))
@@ -123,23 +152,27 @@ class Registrar:
     def stage(self, metric: str | None = None, reason: str = "", *, version: int | None = None) -> Promotion:
         """Make the best registered version by `metric` (default: the policy's), or `version`, the candidate: staging serves it."""
         with self.engine.begin() as connection, self._locked(connection):
+            if (done := self._done_before(connection, "stage")) is not None:
+                return done
             receipt, why = self._chosen(connection, metric, version)
-            return self._append(connection, receipt, "candidate", "stage", f"{reason} ({why})" if reason else why)
+            return self._append(connection, receipt, "stage", f"{reason} ({why})" if reason else why)
 
     def produce(self, metric: str | None = None, *, reason: str, version: int | None = None) -> Promotion:
         """Promote the best registered version by `metric` (default: the policy's), or `version`, to champion."""
         if not reason.strip():
             raise ValueError("a promotion by hand needs a reason: --reason TEXT")
         with self.engine.begin() as connection, self._locked(connection):
+            if (done := self._done_before(connection, "produce")) is not None:
+                return done
             receipt, why = self._chosen(connection, metric, version)
             current, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
             if current is not None and current.version == receipt.version:
                 raise Refused(f"{self.system} v{receipt.version} is the champion already")
-            return self._append(connection, receipt, "champion", "promote", f"{reason} ({why})")
+            return self._append(connection, receipt, "produce", f"{reason} ({why})")
 
     def rollback(self, *, reason: str, to: int | None = None) -> Promotion:
         """Serve a former champion again: `to`, or the one before the current was promoted. What was rolled back from does not come back by
-        rolling back once more.
+        rolling back once more. An emergency exit: one that is under today's thresholds is served all the same, and the reason says so.
 
         Raises:
             Refused: there is none, it never was champion, or its bytes are gone.
@@ -147,6 +180,8 @@ class Registrar:
         if not reason.strip():
             raise ValueError("a rollback needs a reason: --reason TEXT")
         with self.engine.begin() as connection, self._locked(connection):
+            if (done := self._done_before(connection, "rollback")) is not None:
+                return done
             champions = promotion.verified_history(connection, self.system, "champion", self.public_keys)
             if not champions:
                 raise Refused(f"{self.system} has no champion to roll back from")
@@ -163,7 +198,11 @@ class Registrar:
             if version not in former:
                 raise Refused(f"{self.system} v{version} never was champion before v{current}; former champions: {known}")
             receipt = self._registered(connection, version)
-            return self._append(connection, receipt, "champion", "rollback", reason)
+            below = self._below(receipt)
+            if below is None:
+                return self._append(connection, receipt, "rollback", reason)
+            said = f"{reason} (an emergency exit: it is under today's register_threshold: {below})"
+            return self._append(connection, receipt, "rollback", said, f"{TOLD['rollback'][1]} 단, 현재 최소값을 넘지 못하는 모델입니다.")
 
     # --- what the transactions above are made of ---
 
@@ -184,7 +223,10 @@ class Registrar:
     def _decide(
         self, connection: Connection, attempt_id: int, report_id: int | None
     ) -> tuple[ledger.Attempt, Verdict, ChampionScore | None]:
-        attempt = ledger.attempt(connection, attempt_id)
+        try:
+            attempt = ledger.attempt(connection, attempt_id, self.public_keys)
+        except ledger.UnverifiedAttempt as error:
+            return error.claimed, Verdict("refused", "unverified_attempt", str(error)), None
         if attempt.system != self.system or digest_of(attempt.bundle_files) != attempt.bundle_sha256:
             raise ledger.LedgerError(f"attempt {attempt_id} is not an intact attempt of {self.system}: train again")
         try:
@@ -219,16 +261,18 @@ class Registrar:
                 return f"v{receipt.version} has {label(metric)} {shown}, the threshold is {threshold:.3f}"
         return None
 
-    def _is_genuine(self, receipt: Receipt) -> bool:
-        try:
-            promotion.verify_receipt(receipt, self.public_keys)
-        except BadSignature:
-            return False
-        return True
+    def _done_before(self, connection: Connection, operation: str, version: int | None = None) -> Promotion | None:
+        """What this run, or the one that it retries, appended by `operation` (of `version`) before its worker died."""
+        if self.root_run_id is None:
+            return None
+        wanted = (self.root_run_id, operation)
+        for found in promotion.verified(connection, self.system, self.public_keys):
+            body = found.body
+            if (body.get("root_run_id"), body.get("operation")) == wanted and version in (None, found.version):
+                return found
+        return None
 
     def _registered(self, connection: Connection, version: int) -> Receipt:
-        from sqlalchemy import text
-
         receipt = promotion.receipt(connection, self.system, version)
         if receipt is None:
             raise Refused(f"{self.system} v{version} is not registered: `mlops history {self.system}` lists the versions")
@@ -236,9 +280,7 @@ class Registrar:
             promotion.verify_receipt(receipt, self.public_keys)
         except BadSignature as error:
             raise Refused(f"{self.system} v{version} has no valid receipt: {error}") from None
-        gone = connection.execute(
-            text("SELECT at FROM bundle_deleted WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": receipt.bundle_sha256}
-        ).scalar()
+        gone = promotion.deleted(connection, self.store, receipt)
         if gone is not None:
             raise Refused(
                 f"the bytes of {self.system} v{version} were deleted by retention on {gone:%Y-%m-%d %H:%M} UTC; "
@@ -257,16 +299,12 @@ class Registrar:
     ) -> Receipt:
         from sqlalchemy import text
 
-        known = connection.execute(
-            text("SELECT version FROM receipt WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": attempt.bundle_sha256}
-        ).scalar()
-        if known is not None:
-            return self._registered(connection, known)
+        before = promotion.genuine_receipts(connection, self.system, self.public_keys, bundle_sha256=attempt.bundle_sha256)
+        if (known := next(before, None)) is not None:
+            return self._registered(connection, known.version)
         report = ledger.report(connection, report_id, self.public_keys)
         assert report is not None  # a missing report is refused
-        version = connection.execute(
-            text("SELECT coalesce(max(version), 0) + 1 FROM receipt WHERE system = :s"), {"s": self.system}
-        ).scalar_one()
+        version = promotion.next_version(connection, self.system, self.public_keys)
         at = datetime.now(UTC)
         payload = canonical(self._receipt_body(attempt, report, report_id, verdict, champion, version, at))
         connection.execute(
@@ -317,7 +355,11 @@ class Registrar:
             "holdout_sha256": report.holdout_sha256,
             "bundle_sha256": attempt.bundle_sha256,
             "files": {name: list(file) for name, file in attempt.bundle_files.items()},
+            "weights": {name: list(file) for name, file in attempt.weights_files.items()},
+            "table_sha256": attempt.table_sha256,
+            "parameters": dict(attempt.config),
             "attempt_id": attempt.id,
+            "attempt_sha256": attempt.sha256,
             "report_id": report_id,
             "report_sha256": report.sha256,
             "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
@@ -331,6 +373,7 @@ class Registrar:
             "seed": attempt.seed,
             "mlflow_run_id": attempt.mlflow_run_id,
             "dagster_run_id": self.dagster_run_id,
+            "root_run_id": self.root_run_id,
             "actor": self.actor,
             "reason": verdict.sentence,
             "at": at.isoformat(),
@@ -340,18 +383,14 @@ class Registrar:
         if self.config.clients.state_dict:
             outbox.put(connection, clients.TOPIC, {"system": self.system, "version": version, "promoted": promoted})
 
-    def _append(
-        self, connection: Connection, receipt: Receipt, channel: Channel, kind: str, reason: str, korean: str | None = None
-    ) -> Promotion:
+    def _append(self, connection: Connection, receipt: Receipt, operation: str, reason: str, korean: str | None = None) -> Promotion:
         from sqlalchemy import text
 
         promotion.verify_receipt(receipt, self.public_keys)
-        sequence = connection.execute(
-            text("SELECT coalesce(max(sequence), 0) + 1 FROM promotion WHERE system = :s"), {"s": self.system}
-        ).scalar_one()
+        sequence = promotion.next_sequence(connection, self.system, self.public_keys)
+        channel, kind = OPERATIONS[operation]
         at = datetime.now(UTC)
-        body = {
-            "format": 1,
+        columns: dict[str, Any] = {
             "system": self.system,
             "sequence": sequence,
             "channel": channel,
@@ -360,16 +399,16 @@ class Registrar:
             "bundle_sha256": receipt.bundle_sha256,
             "actor": self.actor,
             "reason": reason,
-            "at": at.isoformat(),
         }
-        payload = canonical(body)
+        payload = canonical({"format": 1, **columns, "operation": operation, "root_run_id": self.root_run_id, "at": at.isoformat()})
+        signature, key_id = self._signer.sign(payload), self._signer.key_id
         connection.execute(
             text(
                 "INSERT INTO promotion (system, sequence, channel, kind, version, bundle_sha256, payload, signature, key_id, "
                 "actor, reason, at) VALUES (:system, :sequence, :channel, :kind, :version, :bundle_sha256, :payload, :signature, :key_id, "
                 ":actor, :reason, :at)"
             ),
-            {**body, "payload": payload, "signature": self._signer.sign(payload), "key_id": self._signer.key_id, "at": at},
+            {**columns, "payload": payload, "signature": signature, "key_id": key_id, "at": at},
         )
         outbox.put(connection, "mlflow.aliases", {"system": self.system, "version": receipt.version})
         if channel == "champion":
@@ -377,9 +416,7 @@ class Registrar:
         words, default = TOLD[kind]
         origin = ", ".join(part for part in (receipt.variant, receipt.dataset_version) if part)
         outbox.tell(connection, f"{words}: {self.system} v{receipt.version} ({origin}) by {self.actor}: {reason}", korean or default)
-        found = promotion.latest(connection, self.system, channel)
-        assert found is not None
-        return found
+        return Promotion(**columns, payload=payload, signature=signature, key_id=key_id, at=at, receipt=receipt)
 
 
 def _is_older(connection: Connection, system: str, version: str, than: str) -> bool:

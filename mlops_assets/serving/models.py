@@ -21,8 +21,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlops_assets import names
 from mlops_assets.lifecycle import promotion as ledger
 from mlops_assets.lifecycle.bundle import BadBundle, fetch
 from mlops_assets.lifecycle.history import Absence, absence
@@ -45,6 +46,8 @@ NAMED_RESIDENT = 2
 NAMED_WAITING = 8
 #: Refusals that GET /models remembers, per system.
 REFUSALS_KEPT = 20
+#: Names of no system of ours that are remembered, so that the log has them once.
+STRANGERS_KEPT = 1000
 #: A version by name that could not be loaded is not tried again for so long: loading is the dearest thing a client can ask for.
 NAMED_RETRY_SECONDS = 30.0
 MAX_BACKOFF_SECONDS = 30.0
@@ -96,6 +99,13 @@ class Refusal:
     at: str
 
 
+class Seen(NamedTuple):
+    """What a channel's rows look like from afar: it changes with every row. No number alone does, anybody may insert the highest."""
+
+    rows: int
+    newest: int
+
+
 class ModelHost:
     """The models of one system on one channel.
 
@@ -119,7 +129,7 @@ class ModelHost:
         on_swap: Callable[[Model, Promotion], None] | None = None,
         on_refusal: Callable[[str, Refusal], None] | None = None,
     ) -> None:
-        self.system = system
+        self.system = names.system(system)  # it becomes a folder, in which files are deleted
         self.channel: ledger.Channel = channel
         self.previous: list[Model] = []
         self.refusals: list[Refusal] = []
@@ -139,11 +149,11 @@ class ModelHost:
         """Held over files of this host (a swap is remembered and flushed to the disk), never over fetching, trying and loading a bundle.
         The event loop never takes it: it would wait for the disk, and every system with it."""
         self._loading: threading.Thread | None = None
-        self._loading_sequence = 0
+        self._loading_seen: Seen | None = None
         self._opening: list[str] = []
         """Digests that are being fetched or loaded now: pruning leaves them alone."""
-        self._settled: int | None = None
-        """The ledger's newest sequence when it was last decided on; nothing is looked at again until it changes."""
+        self._settled: Seen | None = None
+        """The ledger when it was last decided on; nothing is looked at again until it changes."""
         self._tries = 0
         self._retry_at = 0.0
         self._named: OrderedDict[int, Model] = OrderedDict()
@@ -160,17 +170,18 @@ class ModelHost:
 
     # --- following -------------------------------------------------------------------------------------------------------------
 
-    def wants(self, newest: int) -> bool:
-        """Whether the ledger, whose newest sequence is `newest`, must be looked at."""
+    def wants(self, seen: Seen) -> bool:
+        """Whether the ledger must be looked at."""
         with self._lock:
-            if newest == self._settled:
+            if seen == self._settled:
                 return False
             if self._loading is not None:  # it may hang, and what is newer may be the rollback to what is resident
-                return newest > self._loading_sequence
+                return seen != self._loading_seen
             return time.monotonic() >= self._retry_at
 
-    def consider(self, connection: Connection, newest: int) -> None:
+    def consider(self, connection: Connection, seen: Seen) -> None:
         """Look at the ledger and act: swap at once to what is resident, load the rest on a thread of its own."""
+        newest = seen.newest
         found, rejected = ledger.latest_verified(connection, self.system, self.channel, self._public_keys)
         with self._lock:
             if rejected:
@@ -178,24 +189,24 @@ class ModelHost:
             elif found is None or found.sequence < newest:
                 self._refuse(newest, None, "no_receipt", f"promotion #{newest} has no receipt")
             if found is None:
-                self._settled = newest
+                self._settled = seen
                 return
             if found.sequence < self.applied:
                 if not rejected:
                     reason = f"the ledger's newest is #{found.sequence}, #{self.applied} was served before: refused, the ledger went back"
                     self._refuse(found.sequence, found.version, "lower_sequence", reason)
-                self._settled = newest
+                self._settled = seen
                 return
             if self.current is not None and found.sequence == self.applied:
-                self._settled = newest
+                self._settled = seen
                 return
             resident = self._resident(found.bundle_sha256)
             if resident is not None:
                 self._swap(resident, found)
-                self._settled = newest
+                self._settled = seen
             elif self._loading is None:
-                self._loading_sequence = newest
-                self._loading = threading.Thread(target=self._load, args=(found, newest), name=f"load-{self.system}", daemon=True)
+                self._loading_seen = seen
+                self._loading = threading.Thread(target=self._load, args=(found, seen), name=f"load-{self.system}", daemon=True)
                 self._loading.start()
 
     def restore(self) -> bool:
@@ -207,7 +218,7 @@ class ModelHost:
             if found is None:
                 return False
             # A load like any other: meanwhile the ledger may swap to what is resident, and nobody opens the same bundle twice.
-            self._loading, self._loading_sequence = threading.current_thread(), self.applied
+            self._loading, self._loading_seen = threading.current_thread(), None
         problem: Exception | None = None
         try:
             ledger.verify(found, self._public_keys)
@@ -229,11 +240,10 @@ class ModelHost:
             if self.current is None or self.previous or self._resident_previous == 0 or self._loading is not None:
                 return
             version = self.current.version
-        for found in ledger.history(connection, self.system, self.channel, limit=20):
+        for found in ledger.verified(connection, self.system, self._public_keys, self.channel):
             if found.version == version or found.sequence > self.applied:
                 continue
             try:
-                ledger.verify(found, self._public_keys)
                 model = self._open(found.receipt)
             except Exception as error:
                 log.warning("%s: the previous v%s does not stay at hand: %s", self.system, found.version, _line(error))
@@ -256,7 +266,7 @@ class ModelHost:
         if thread is not None:
             thread.join(timeout)
 
-    def _load(self, found: Promotion, newest: int) -> None:
+    def _load(self, found: Promotion, seen: Seen) -> None:
         problem: Exception | None = None
         try:
             model = self._open(found.receipt)
@@ -268,11 +278,11 @@ class ModelHost:
                 self._tries, self.retrying = 0, None
                 if found.sequence >= self.applied:
                     self._swap(model, found)
-                self._settled = newest
+                self._settled = seen
             elif isinstance(problem, BadBundle):
                 self._tries, self.retrying = 0, None
                 self._refuse(found.sequence, found.version, problem.code, str(problem))
-                self._settled = newest
+                self._settled = seen
             else:
                 self._tries += 1
                 delay = min(MAX_BACKOFF_SECONDS, 0.5 * 2**self._tries)
@@ -389,22 +399,19 @@ class ModelHost:
             return model
 
     def _registered(self, version: int, engine: Engine) -> Receipt:
-        from sqlalchemy import text
-
         with engine.connect() as connection:
             found = ledger.receipt(connection, self.system, version)
             if found is None:
                 raise VersionUnavailable("unknown_version", f"{self.system} has no registered version {version}")
-            gone = connection.execute(
-                text("SELECT at FROM bundle_deleted WHERE system = :s AND bundle_sha256 = :b"), {"s": self.system, "b": found.bundle_sha256}
-            ).scalar()
-        if gone is not None:
-            message = f"the bytes of {self.system} v{version} were deleted by retention on {gone:%Y-%m-%d}"
-            raise VersionUnavailable("version_deleted", message)
         try:
             ledger.verify_receipt(found, self._public_keys)
         except BadSignature as error:
             raise BadBundle("bad_signature", str(error)) from None
+        with engine.connect() as connection:
+            gone = ledger.deleted(connection, self._store, found)
+        if gone is not None:
+            message = f"the bytes of {self.system} v{version} were deleted by retention on {gone:%Y-%m-%d}"
+            raise VersionUnavailable("version_deleted", message)
         return found
 
     # --- what GET /models shows ------------------------------------------------------------------------------------------------
@@ -507,6 +514,7 @@ class Follower:
         self._hosts_lock = threading.Lock()
         self._absences: dict[str, tuple[float, Absence | None]] = {}
         self._absence_lock = threading.Lock()
+        self._strangers: dict[str, Seen] = {}
         self._check_lock = threading.Lock()
         self._stop = threading.Event()
         self._looked = threading.Event()
@@ -516,7 +524,7 @@ class Follower:
         self._named_loads = ThreadPoolExecutor(1, "named")
         self._named_room = threading.BoundedSemaphore(NAMED_WAITING)
         configured = {p.stem for p in settings.configs.glob("*.yaml")} - {"base"}
-        remembered = {p.parent.name for p in self._folder.glob("*/state.json")}
+        remembered = set(self._remembered())
         self.known = configured | remembered
 
     def restore(self) -> None:
@@ -584,14 +592,26 @@ class Follower:
         """One look at the ledger for every system."""
         from sqlalchemy import text
 
+        sql = text("SELECT system, count(*), max(sequence) FROM promotion WHERE channel = :channel GROUP BY system")
         with self._check_lock:
-            rows = connection.execute(
-                text("SELECT system, max(sequence) FROM promotion WHERE channel = :channel GROUP BY system"), {"channel": self.channel}
-            ).all()
-            for system, newest in rows:
-                host = self.make_host(system)
-                if host.wants(newest):
-                    host.consider(connection, newest)
+            for system, rows, newest in connection.execute(sql, {"channel": self.channel}).all():
+                seen = Seen(rows, newest)
+                host = self._hosts.get(system) or self._meet(connection, system, seen)
+                if host is not None and host.wants(seen):
+                    host.consider(connection, seen)
+
+    def _meet(self, connection: Connection, system: str, seen: Seen) -> ModelHost | None:
+        """The host of a system without one; None for a name that nobody configured and no verified promotion bears."""
+        if self._strangers.get(system) == seen:
+            return None
+        keys = self._settings.public_keys_path
+        if names.is_system(system) and (system in self.known or ledger.latest_verified(connection, system, self.channel, keys)[0]):
+            return self.make_host(system)
+        log.error("promotions of %r are ignored: no system has that name, and none of them is signed", system[:80])
+        if len(self._strangers) >= STRANGERS_KEPT:
+            self._strangers.clear()
+        self._strangers[system] = seen
+        return None
 
     def check_now(self, system: str) -> None:
         """Look again, also at what was refused; returns when the load that follows has ended. Blocks: call it on a thread."""
@@ -667,6 +687,10 @@ class Follower:
         except Exception as error:
             log.warning("the previous champions do not stay at hand: %s", _line(error))
 
+    def _remembered(self) -> list[str]:
+        """Systems that were served before from this folder."""
+        return sorted(path.parent.name for path in self._folder.glob("*/state.json") if names.is_system(path.parent.name))
+
     def _on_away(self, error: Exception) -> None:
         if self.away_since is None:
             self.away_since = datetime.now(UTC).isoformat()
@@ -677,8 +701,8 @@ class Follower:
 
     def _restore(self) -> None:
         """What was served last is served again, each system by a thread of its own: it is half reading and hashing."""
-        names = sorted(path.parent.name for path in self._folder.glob("*/state.json"))
-        threads = [threading.Thread(target=self.make_host(name).restore, name=f"restore-{name}", daemon=True) for name in names]
+        systems = self._remembered()
+        threads = [threading.Thread(target=self.make_host(name).restore, name=f"restore-{name}", daemon=True) for name in systems]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -159,6 +159,7 @@ class Otp:
             settings.otp_hold_seconds, settings.otp_held_sessions, lambda count: metrics.drawings_dropped("expired", count)
         )
         self._configs = settings.configs
+        self._public_keys = settings.public_keys_path
 
     @cached_property
     def _section(self) -> DrawingsSection:
@@ -242,7 +243,7 @@ class Otp:
         held = self.holding.drop(user)
         self._metrics.drawings_dropped("forgotten", held)
         writers = [otp.pseudonym(one, user) for one in self._secrets]
-        found = drawn.forget_writers(self._connect(), self._open_store(), SYSTEM, writers)
+        found = drawn.forget_writers(self._connect(), self._open_store(), SYSTEM, writers, self._public_keys)
         return {"drawings": found.drawings + held, "dataset_versions": list(found.dataset_versions), "models": list(found.models)}
 
     def _require_secret(self) -> str:

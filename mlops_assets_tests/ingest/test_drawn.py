@@ -224,7 +224,7 @@ def platform_clean(platform: pipeline.Platform, manifest: dataset.Manifest, read
     part.write_bytes(content_of(platform, manifest) if read is None else read)
     parts = dataset.upload_parts(platform.store, manifest, [part])
     table = dataset.PublishedTable(SYSTEM, manifest.version, manifest.sha256, 1000, "r", parts, {}, len(manifest.forgotten))
-    dataset.publish_table(platform.store, table)
+    dataset.publish_table(platform.engine, platform.store, table)
     return table
 
 
@@ -362,20 +362,20 @@ def test_forgetting_a_user_deletes_every_byte_and_names_what_learned_from_it(pla
     version, before = learned
     frozen = {row.sha256: row.writer for row in rows(platform.engine)}
     pictures = {sha256: platform.store.get(dataset.object_key(sha256)) for sha256 in frozen}
-    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     assert done.drawings == 10 and list(done.dataset_versions) == [version]
     assert [(model["dataset_version"], model["version"], model["state"]) for model in done.models] == [(version, 2, "champion")]
     stored = everything_stored(platform.store)
     assert {writer for sha256, writer in frozen.items() if pictures[sha256] in stored} == {"writer-two"}
     assert b"writer-one" not in stored and b"writer-two" in stored
     assert {row.writer for row in rows(platform.engine)} == {"writer-two"}
-    again = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    again = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     assert (again.drawings, list(again.models)) == (0, [])
 
 
 def test_a_version_keeps_its_manifest_and_is_sound_without_what_was_deleted(platform, world, learned):
     version, before = learned
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     after = freeze_again(platform, version)  # verified, every byte
     assert after.sha256 == before.sha256 and len(after.forgotten) == 11 and len(after.entries) == len(before.entries) - 11
     with platform.engine.connect() as connection:
@@ -396,7 +396,7 @@ def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platfor
     version, before = learned
     assert dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "a").forgotten == 0
     read = content_of(platform, before)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     with pytest.raises(dataset.DatasetError, match="not cleaned yet"):
         dataset.load_table(platform.store, platform.engine, SYSTEM, version, tmp_path / "b")
     platform_clean(platform, before, read)  # a cleaning that had begun before
@@ -415,11 +415,14 @@ def test_a_version_is_cleaned_and_trained_again_without_what_was_deleted(platfor
 
 def test_what_extends_the_version_later_holds_nothing_of_the_user(platform, world, learned):
     version, _ = learned
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     give(platform, "writer-three", "01234", 3)
     (later,) = cut(platform).landed  # although its parent is not cleaned again yet
     manifest = freeze(platform, later)
     assert manifest.parent == version and manifest.forgotten == () and len(manifest.entries) == 1 + 11 + 6
+
+
+HEIR = "e" * 64
 
 
 def test_a_model_that_goes_on_from_one_that_learned_is_named_too(platform, world, learned):
@@ -432,12 +435,12 @@ def test_a_model_that_goes_on_from_one_that_learned_is_named_too(platform, world
         connection.execute(
             text(
                 f"INSERT INTO attempt ({copied}, dataset_version, bundle_sha256, parent_bundle_sha256) "
-                f"SELECT {copied}, 'first-1', 'heir', bundle_sha256 FROM attempt WHERE id = :id"
+                f"SELECT {copied}, 'first-1', '{HEIR}', bundle_sha256 FROM attempt WHERE id = :id"
             ),
             {"id": taught.id},
         )
-    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
-    assert {model["bundle_sha256"]: model["state"] for model in done.models} == {taught.bundle_sha256: "champion", "heir": "not registered"}
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
+    assert {model["bundle_sha256"]: model["state"] for model in done.models} == {taught.bundle_sha256: "champion", HEIR: "not registered"}
 
 
 @pytest.mark.parametrize("point", crash.FORGET_POINTS)
@@ -446,12 +449,13 @@ def test_a_killed_deletion_is_completed_by_the_next_one(platform, world, learned
     script = (
         "from mlops_assets.settings import load_settings; from mlops_assets.lifecycle import pipeline; "
         "from mlops_assets.ingest import drawn; "
-        f"p = pipeline.connect(load_settings()); drawn.forget_writers(p.engine, p.store, '{SYSTEM}', ['writer-one'])"
+        "p = pipeline.connect(load_settings()); keys = p.settings.public_keys_path; "
+        f"drawn.forget_writers(p.engine, p.store, '{SYSTEM}', ['writer-one'], keys)"
     )
     environment = process_environment() | platform.settings.environment() | {"MLOPS_CRASH_AT": point}
     assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == -9
     freeze_again(platform, version)  # at no point is the version damaged
-    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    done = drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     assert list(done.dataset_versions) == [version] and [model["state"] for model in done.models] == ["champion"]
     after = freeze_again(platform, version)
     assert len(after.forgotten) == 11
@@ -468,18 +472,18 @@ def test_two_are_forgotten_at_once_and_nothing_of_either_stays(platform, world, 
             monkeypatch.setattr(forget.crash, "reach", lambda _: None)
             with monkeypatch.context() as only_committed:
                 only_committed.setattr(forget, "finish", lambda *_: [])
-                drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"])
+                drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"], platform.settings.public_keys_path)
 
     monkeypatch.setattr(forget.crash, "reach", second)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-two"], platform.settings.public_keys_path)
     after = freeze_again(platform, version)
     assert len(after.forgotten) == 22
     assert not any(platform.store.exists(dataset.object_key(one.sha256)) or platform.store.exists(one.key) for one in after.forgotten)
 
 
 def test_what_a_forgotten_user_confirmed_before_is_not_kept_and_what_they_draw_later_is(platform):
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     confirmed_before = drawn.accept(platform.engine, SYSTEM, "writer-one", drawings_of("012", 1), SECTION, waited=60)
     assert (confirmed_before.stored, confirmed_before.dropped) == (0, {"forgotten": 3})
     assert drawn.accept(platform.engine, SYSTEM, "writer-two", drawings_of("012", 2), SECTION, waited=60).stored == 3
@@ -493,7 +497,7 @@ def test_who_is_forgotten_before_the_version_is_frozen_is_in_none(platform, worl
     give(platform, "writer-two", "01234", 2)
     (version,) = cut(platform).landed
     objects.tick(platform.engine, platform.store, SYSTEM, settle_seconds=3600)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     manifest = freeze_again(platform, version)
     assert len(manifest.entries) == 1 + 5 + 1
 
@@ -501,7 +505,7 @@ def test_who_is_forgotten_before_the_version_is_frozen_is_in_none(platform, worl
 def test_bytes_that_freezing_copied_meanwhile_go_with_the_next_look(platform, world, learned):
     version, before = learned
     copied = {entry.sha256: platform.store.get(dataset.object_key(entry.sha256)) for entry in before.entries}
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     forgotten = freeze_again(platform, version).forgotten
     for entry in forgotten:
         platform.store.put(dataset.object_key(entry.sha256), copied[entry.sha256])
@@ -518,7 +522,7 @@ def test_bytes_that_another_file_has_too_stay(platform, world, learned):
     objects.tick(platform.engine, platform.store, "tires", settle_seconds=3600)
     scratch: Path = platform.settings.home / "f"
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
-    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"])
+    drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     assert platform.store.exists(dataset.object_key(own.sha256))
     dataset.freeze(platform.engine, platform.store, "tires", "other-1", max_object_bytes=10**9, scratch=scratch)
 

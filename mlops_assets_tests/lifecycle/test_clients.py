@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from mlops_assets.lifecycle import clients, outbox, retention
+from mlops_assets.lifecycle.bundle import File
 from mlops_assets.lifecycle.pipeline import NoParent, Parent, Platform, parent_of
 from mlops_assets.settings import ClientFiles, SettingsError
 from mlops_assets.tracking import Tracking
@@ -31,8 +33,10 @@ def platform(world: World) -> Platform:
 def registered(world: World, version: str, f1: float, content: str) -> Any:
     from safetensors.torch import save
 
-    made = world.attempt(version, content=content)
-    world.store.put(f"weights/{made.bundle_sha256}/{clients.WEIGHTS}", save({"w": torch.full((2,), f1)}))
+    weights = save({"w": torch.full((2,), f1)})
+    named = {clients.WEIGHTS: File(hashlib.sha256(weights).hexdigest(), len(weights))}
+    made = world.attempt(version, content=content, weights=named)
+    world.store.put(f"weights/{made.bundle_sha256}/{clients.WEIGHTS}", weights)
     return world.registrar().register(made.id, world.report(made, {**GOOD, "f1": f1, "accuracy": f1}))
 
 
@@ -79,12 +83,11 @@ def test_it_is_not_moved_to_files_that_are_not_there(files: World) -> None:
     registered(files, "v1", 0.86, "one")
     hand_out(files)
     made = registered(files, "v2", 0.95, "two")
+    weights = files.store.get(f"weights/{made.receipt.bundle_sha256}/{clients.WEIGHTS}")
     files.store.delete(f"weights/{made.receipt.bundle_sha256}/{clients.WEIGHTS}")
     hand_out(files)
     assert latest(files)["version"] == 1, "control: the ledger says 2, whose state dict could not be written"
-    from safetensors.torch import save
-
-    files.store.put(f"weights/{made.receipt.bundle_sha256}/{clients.WEIGHTS}", save({"w": torch.zeros(2)}))
+    files.store.put(f"weights/{made.receipt.bundle_sha256}/{clients.WEIGHTS}", weights)
     hand_out(files)
     assert latest(files)["version"] == 2, "what was held back is handed out afterwards"
 
@@ -140,13 +143,14 @@ def test_a_variant_goes_on_from_a_champion_whose_data_it_extends(world: World) -
     assert parent_of(platform(world), system, "anew", "v1") is None
     with pytest.raises(NoParent, match="no champion yet"):
         parent_of(platform(world), system, "on", "v1")
-    done = world.registered("v1", GOOD)
+    weights = {clients.WEIGHTS: File("0" * 64, 1)}
+    done = world.registered("v1", GOOD, weights=weights)
     for version, parent in (("v2", "v1"), ("v3", "v2"), ("other", None)):
         world.dataset(version)
         with world.engine.begin() as connection:
             connection.execute(text("UPDATE dataset_version SET parent = :p WHERE version = :v"), {"p": parent, "v": version})
     assert done.receipt is not None
-    wanted = Parent(1, "v1", done.receipt.bundle_sha256)
+    wanted = Parent(1, "v1", done.receipt.bundle_sha256, weights)
     assert [parent_of(platform(world), system, "on", version) for version in ("v1", "v2", "v3")] == [wanted] * 3
     with pytest.raises(NoParent, match="other does not extend v1"):
         parent_of(platform(world), system, "on", "other")

@@ -247,30 +247,32 @@ def test_two_hundred_thousand_groups(engine: Engine) -> None:
 # --- cleaned tables -------------------------------------------------------------------------------------------------------------
 
 
-def publish(store: ObjectStore, manifest: dataset.Manifest, tmp_path: Path, rows: int, rules: str = "r1") -> dataset.PublishedTable:
+def publish(
+    engine: Engine, store: ObjectStore, manifest: dataset.Manifest, tmp_path: Path, rows: int, rules: str = "r1"
+) -> dataset.PublishedTable:
     file = tmp_path / f"{rows}-{rules}.parquet"
     pq.write_table(pa.table({"n": list(range(rows))}), file)
     parts = dataset.upload_parts(store, manifest, [file])
     table = dataset.PublishedTable(SYSTEM, manifest.version, manifest.sha256, rows, rules, parts, {"rows_in": rows})
-    dataset.publish_table(store, table)
+    dataset.publish_table(engine, store, table)
     return table
 
 
-def test_a_table_is_there_when_its_marker_is_and_is_verified(store: ObjectStore, engine: Engine, tmp_path: Path) -> None:
+def test_a_table_is_there_when_its_record_is_and_is_verified(store: ObjectStore, engine: Engine, tmp_path: Path) -> None:
     closed(engine, store)
     with pytest.raises(DatasetError, match="is closed"):
         dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / "t")
     manifest = freeze(engine, store, "v1", tmp_path)
     with pytest.raises(DatasetError, match="not cleaned yet: materialize `sentiment/cleaned`"):
         dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / "t")
-    published = publish(store, manifest, tmp_path, 3)
-    assert dataset.find_table(store, SYSTEM, "v1", manifest.sha256) == published
+    published = publish(engine, store, manifest, tmp_path, 3)
+    assert dataset.find_table(engine, SYSTEM, "v1", manifest.sha256) == published
     for _ in range(2):
         loaded = dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / "t")
         assert loaded.rows == 3 and pq.read_table(loaded.folder)["n"].to_pylist() == [0, 1, 2]
     (next((tmp_path / "t").iterdir())).write_bytes(b"harmed")
     assert pq.read_table(dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / "t").folder).num_rows == 3
-    replaced = publish(store, manifest, tmp_path, 5, "r2")
+    replaced = publish(engine, store, manifest, tmp_path, 5, "r2")
     assert [info.key for info in store.list(replaced.prefix) if "part-" in info.key] == [f"{replaced.prefix}/{replaced.parts[0].name}"]
     store.put(f"{replaced.prefix}/{replaced.parts[0].name}", b"other bytes")
     with pytest.raises(DatasetError, match="was changed: materialize"):
@@ -287,7 +289,7 @@ def test_cleaned_again_to_other_rows_is_another_training_and_another_sweep(
     planned = sweep.plan(sweeps.system_of(), config, dataset_version="v1")
 
     def names(rows: int, rules: str) -> tuple[str, str]:
-        publish(store, manifest, tmp_path, rows, rules)
+        publish(engine, store, manifest, tmp_path, rows, rules)
         table = dataset.load_table(store, engine, SYSTEM, "v1", tmp_path / f"table-{rows}-{rules}")
         context = pipeline.context_of(settings, system, config, variant="", table=table, parameters={}, seed=1)
         return context.fingerprint, sweep.study_name(sweeps.system_of(), config, planned, table)

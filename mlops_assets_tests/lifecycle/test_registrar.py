@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from mlops_assets import crash, database
+from mlops_assets import crash
 from mlops_assets.lifecycle import promotion, retention
 from mlops_assets.lifecycle.registrar import Refused
 from mlops_assets.lifecycle.report import UnknownMetric
@@ -92,25 +92,6 @@ def test_a_report_of_before_without_a_signature_is_refused_with_what_to_do(world
         assert "is not signed" in verdict.sentence and "materialize evaluation_report again" in verdict.sentence
     assert (count(world, "verdict"), count(world, "receipt")) == (2, 0)
     assert world.registrar().register(attempt.id, world.report(attempt)).verdict.outcome == "promoted", "control: evaluated again"
-
-
-def test_an_installation_of_before_keeps_its_champion_and_its_history_when_it_is_upgraded(world):
-    """The tables as 0007 had them, with what it left in them; the upgrade is that of `mlops up`."""
-    better = dict.fromkeys(GOOD, 0.9) | {"loss": 0.2}
-    world.registered("v1")
-    world.registered("v2", better, content="two")
-    waits = world.attempt("v3", content="three")
-    report = world.report(waits, better | {"f1": 0.95})
-    with world.engine.begin() as connection:
-        connection.execute(text("ALTER TABLE report DROP COLUMN signature, DROP COLUMN key_id"))
-        connection.execute(text("DROP TABLE forgotten_writer"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
-    database.migrate(world.settings.require("database_url"))
-    assert champion(world) == 2
-    assert world.registrar().rollback(reason="a look back").version == 1
-    assert world.registrar().produce(version=2, reason="and on").version == 2
-    assert world.registrar().register(waits.id, report).verdict.code == "unverified_report"
-    assert world.registrar().register(waits.id, world.report(waits, better | {"f1": 0.95})).verdict.outcome == "promoted"
 
 
 def test_a_signed_report_under_another_attempts_number_is_refused(world):

@@ -211,10 +211,10 @@ def test_who_thinks_better_of_it_before_the_code_is_sent_keeps_nothing(server, e
     assert nothing_happened(server, engine)
 
 
-def test_who_is_forgotten_by_another_process_gives_nothing_that_was_confirmed_before(server, engine, store):
+def test_who_is_forgotten_by_another_process_gives_nothing_that_was_confirmed_before(server, engine, store, settings):
     given = token("user-1")
     confirm(server, confirmation(given, CODE))
-    drawn.forget_writers(engine, store, "digits", [otp.pseudonym(SECRET, "user-1")])
+    drawn.forget_writers(engine, store, "digits", [otp.pseudonym(SECRET, "user-1")], settings.public_keys_path)
     assert verified(server, callback(given, CODE)).json() == {"stored": 0, "dropped": 6}
     assert nothing_happened(server, engine)
 

@@ -399,7 +399,9 @@ def test_the_sample_is_clean_enough_and_the_bad_one_random(version, clean, rows,
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="local Spark needs Java")
-def test_spark_on_the_jvm_writes_the_same_table(version, clean, settings: Settings, store: ObjectStore, tmp_path: Path) -> None:
+def test_spark_on_the_jvm_writes_the_same_table(
+    version, clean, engine: Engine, settings: Settings, store: ObjectStore, tmp_path: Path
+) -> None:
     """What runs on the embedded engine runs on the cluster that outgrows it: the same bytes come out."""
     write_reviews(tmp_path / "source", train=300, test=80)
     manifest = version("v1", {file.name: file.read_bytes() for file in (tmp_path / "source").iterdir()})
@@ -422,7 +424,7 @@ def test_spark_on_the_jvm_writes_the_same_table(version, clean, settings: Settin
     command = [sys.executable, "-c", code, str(tmp_path / "jvm"), SECTION.model_dump_json()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    table = dataset.find_table(store, SYSTEM, "v1", manifest.sha256)
+    table = dataset.find_table(engine, SYSTEM, "v1", manifest.sha256)
     assert table == embedded.table
 
 

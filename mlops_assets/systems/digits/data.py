@@ -556,7 +556,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
         NothingLeft: a digit is missing in training or in the holdout; the version is refused, its rows and files say why.
     """
     rules = rules_digest(section)
-    before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
+    before = dataset.find_table(engine, manifest.system, manifest.version, manifest.sha256)
     same = before is not None and (before.rules, before.forgotten) == (rules, len(manifest.forgotten))
     if before is not None and same and accounts.is_complete(engine, store, before):
         return _account(before, unchanged=True)
@@ -581,7 +581,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body, forgotten)
     accounts.store_rows(engine, manifest, scanned, ROW_REASONS, FILE_REASONS, refusal=None)
     crash.reach("cleaned.after_commit")
-    dataset.publish_table(store, table)
+    dataset.publish_table(engine, store, table)
     return _account(table)
 
 
@@ -593,7 +593,7 @@ def _known(engine: Engine, store: ObjectStore, manifest: Manifest, rules: str, f
     import pyarrow.parquet as pq
 
     parent = dataset.read_manifest(engine, store, manifest.system, manifest.parent)
-    table = dataset.find_table(store, manifest.system, manifest.parent, parent.sha256)
+    table = dataset.find_table(engine, manifest.system, manifest.parent, parent.sha256)
     if table is None or (table.rules, table.forgotten) != (rules, len(parent.forgotten)):
         return {}
     found = dataset.load_table(store, engine, manifest.system, manifest.parent, folder)

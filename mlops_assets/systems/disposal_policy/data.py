@@ -223,8 +223,8 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Clean
         NothingLeft: no row is left; the version is refused, its rows and files say why.
     """
     digest = rules_digest(section)
-    before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
-    if before is not None and before.rules == digest and _is_complete(store, before):
+    before = dataset.find_table(engine, manifest.system, manifest.version, manifest.sha256)
+    if before is not None and before.rules == digest and dataset.is_whole(store, before):
         return _account(before, unchanged=True)
     scanned = scan(store, manifest, section)
     accepted, quarantine, contradicted = _run_rules(spark, scanned)
@@ -268,18 +268,13 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Clean
         "refused_files": {name: what.code for name, (_, what) in sorted(scanned.refused.items())},
     }
     table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, accepted.num_rows, digest, parts, body)
-    dataset.publish_table(store, table)
+    dataset.publish_table(engine, store, table)
     return _account(table)
 
 
 def _account(table: PublishedTable, *, unchanged: bool = False) -> Cleaned:
     body = table.body
     return Cleaned(table, body["rows_in"], table.rows, body["quarantined"], body["findings"], body["refused_files"], unchanged)
-
-
-def _is_complete(store: ObjectStore, table: PublishedTable) -> bool:
-    sizes = {info.key: info.size for info in store.list(table.prefix)}
-    return all(sizes.get(f"{table.prefix}/{part.name}") == part.size for part in table.parts)
 
 
 def _run_rules(spark: Spark, scanned: Scanned) -> tuple[pa.Table, list[tuple[str, int, str, str]], set[rules.Place]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlops_assets.lifecycle import ledger, pipeline
+from mlops_assets.lifecycle import bundle, ledger, pipeline
 from mlops_assets.lifecycle.actor import of_command
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import Settings, load_config, load_settings, merge, read_yaml
@@ -111,11 +111,13 @@ class ModelTrainer:
         with self._configured() as settings:
             outcome = run_job(settings, "sentiment_train", partition=version)
             with platform.engine.connect() as connection:
-                value = ledger.get_value(connection, "sentiment/evaluation_report", version, outcome.run_id)
+                value = ledger.get_value(
+                    connection, "sentiment/evaluation_report", version, outcome.run_id, platform.settings.public_keys_path
+                )
             if value is None or (not outcome.success and not outcome.refused):
                 raise TrainingFailed(f"run {outcome.run_id} on {version} failed: {outcome.reason}")
             with platform.engine.connect() as connection:
-                attempt = ledger.attempt(connection, value["attempt_id"])
+                attempt = ledger.attempt(connection, value["attempt_id"], platform.settings.public_keys_path)
                 report = ledger.report(connection, value["report_id"], platform.settings.public_keys_path)
             assert report is not None
             if self.interactive:
@@ -158,8 +160,7 @@ class ModelTrainer:
         from transformers import AutoModelForSequenceClassification
 
         folder = self.settings.home / "models" / attempt.bundle_sha256[:16]
-        for info in platform.store.list(f"weights/{attempt.bundle_sha256}"):
-            platform.store.download(info.key, folder / info.key.rsplit("/", 1)[-1])
+        bundle.fetch_weights(platform.store, attempt.bundle_sha256, attempt.weights_files, folder)
         from mlops_assets.systems.sentiment.data import load_cleaned
 
         table = load_cleaned(platform.store, platform.engine, attempt.dataset_version, folder / "table")
@@ -185,7 +186,7 @@ class ModelTrainer:
             return
         self._say("최소값을 넘겨 모델 등록에 성공하였습니다. / registered")
         with platform.engine.connect() as connection:
-            value = ledger.get_value(connection, "sentiment/registered_model", version, outcome.run_id)
+            value = ledger.get_value(connection, "sentiment/registered_model", version, outcome.run_id, platform.settings.public_keys_path)
         assert value is not None
         choice = self._ask("모델 단계를 선택하세요 / Choose its alias: 1. candidate  2. champion  3. archive (none): ").strip()
         registrar = Registrar(platform.engine, settings, self.config, actor=of_command())

@@ -600,7 +600,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
         NothingLeft: a label is missing in training or in the holdout; the version is refused, its rows and files say why.
     """
     rules = rules_digest(section)
-    before = dataset.find_table(store, manifest.system, manifest.version, manifest.sha256)
+    before = dataset.find_table(engine, manifest.system, manifest.version, manifest.sha256)
     if before is not None and before.rules == rules and accounts.is_complete(engine, store, before):
         return _account(before, unchanged=True)
     scanned = scan(store, manifest, section)
@@ -625,7 +625,7 @@ def clean(engine: Engine, store: ObjectStore, manifest: Manifest, section: Datas
     table = dataset.PublishedTable(manifest.system, manifest.version, manifest.sha256, len(judged.rows), rules, parts, body)
     accounts.store_rows(engine, manifest, scanned, ROW_REASONS, FILE_REASONS, refusal=None)
     crash.reach("cleaned.after_commit")
-    dataset.publish_table(store, table)
+    dataset.publish_table(engine, store, table)
     return _account(table)
 
 
