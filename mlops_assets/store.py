@@ -109,6 +109,13 @@ class ObjectStore:
         for chunk in obstore.get(self._store, key, options=options).stream(min_chunk_size=CHUNK):
             yield bytes(chunk)
 
+    def digest(self, key: str) -> str:
+        """SHA-256 (hex) of the object's bytes."""
+        digest = hashlib.sha256()
+        for chunk in self.stream(key):
+            digest.update(chunk)
+        return digest.hexdigest()
+
     def put(self, key: str, data: bytes | Path) -> None:
         import obstore
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -35,12 +36,13 @@ def main() -> None:
         system = st.sidebar.selectbox("시스템 / System", SYSTEMS)
         _links(settings)
         with engine.connect() as connection:
-            champion(connection, system)
+            keys = settings.public_keys_path
+            champion(connection, system, keys)
             trial, versions, events, act = st.tabs(["모델 테스트 / Try", "모델 / Models", "이력 / History", "모델 관리 / Manage"])
             with versions:
-                compare(connection, system)
+                compare(connection, system, keys)
             with events:
-                history(connection, system)
+                history(connection, system, keys)
         with trial:
             predict(settings, system)
         with act:
@@ -71,10 +73,10 @@ def _links(settings: Settings) -> None:
             st.sidebar.markdown(f"[{name}]({url})")
 
 
-def champion(connection: Connection, system: str) -> None:
+def champion(connection: Connection, system: str, public_keys: Path) -> None:
     from mlops_assets.lifecycle.history import absence, at_home, champion_at, events
 
-    found = champion_at(connection, system)
+    found = champion_at(connection, system, public_keys)
     if found is None:
         missing = absence(connection, system)
         korean, why = (missing.why_ko, f"{missing.why}. {missing.fix}") if missing else ("", "land data with `mlops land`.")
@@ -86,7 +88,9 @@ def champion(connection: Connection, system: str) -> None:
             threshold = found["thresholds"].get(name)
             column.metric(name, f"{found['metrics'][name]:.4f}", help=f"register_threshold {threshold}" if threshold is not None else None)
         st.caption(f"since {found['since']} · {found['actor']} · {found['reason']} · commit {found['git_commit'][:12]}")
-    verdicts = [event for event in events(connection, system, limit=50) if event["event"] in ("refused", "registered", "promoted")]
+    verdicts = [
+        event for event in events(connection, system, public_keys, limit=50) if event["event"] in ("refused", "registered", "promoted")
+    ]
     if verdicts:
         last = verdicts[0]
         # A refusal is the gate at work, nothing is broken.
@@ -95,10 +99,10 @@ def champion(connection: Connection, system: str) -> None:
         say(f"{at_home(last['at'])} · {last['dataset_version']}: {last['event']}: {last['why']}{korean}")
 
 
-def compare(connection: Connection, system: str) -> None:
+def compare(connection: Connection, system: str, public_keys: Path) -> None:
     from mlops_assets.lifecycle.history import compare as versions
 
-    rows = versions(connection, system)
+    rows = versions(connection, system, public_keys)
     if not rows:
         st.info("데이터셋 버전이 없습니다. / No dataset version yet.")
         return
@@ -127,10 +131,10 @@ def _curves(points: list[dict[str, Any]]) -> Any:
     )
 
 
-def history(connection: Connection, system: str) -> None:
+def history(connection: Connection, system: str, public_keys: Path) -> None:
     from mlops_assets.lifecycle.history import events
 
-    rows = events(connection, system)
+    rows = events(connection, system, public_keys)
     if rows:
         st.dataframe(rows, hide_index=True)
     else:

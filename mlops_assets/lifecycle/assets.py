@@ -528,4 +528,4 @@ def _versions_table(platform: "Platform", system: str) -> dg.TableMetadataValue:
     from mlops_assets.lifecycle.history import compare
 
     with platform.engine.connect() as connection:
-        return _table(compare(connection, system))
+        return _table(compare(connection, system, platform.settings.public_keys_path))

@@ -75,7 +75,7 @@ def ensure_version(platform: Platform, receipt: Receipt) -> dict[str, str] | Non
     prefix, store, asset = prefix_of(receipt.system, receipt.version), platform.store, f"{receipt.system}/clients"
     with platform.engine.connect() as connection:
         made = ledger.get_value(connection, asset, f"v{receipt.version}", "", keys)
-    if made is not None and all(_digest(store, f"{prefix}/{name}") == digest for name, digest in made.items()):
+    if made is not None and all(_has(store, f"{prefix}/{name}", digest) for name, digest in made.items()):
         return made
     if WEIGHTS not in receipt.weights or not store.exists(bundle.weights_key(receipt.bundle_sha256, WEIGHTS)):
         return None
@@ -101,14 +101,11 @@ def ensure_version(platform: Platform, receipt: Receipt) -> dict[str, str] | Non
     return made
 
 
-def _digest(store: ObjectStore, key: str) -> str | None:
-    digest = hashlib.sha256()
+def _has(store: ObjectStore, key: str, sha256: str) -> bool:
     try:
-        for chunk in store.stream(key):
-            digest.update(chunk)
+        return store.digest(key) == sha256
     except FileNotFoundError:
-        return None
-    return digest.hexdigest()
+        return False
 
 
 def _write_state_dict(platform: Platform, receipt: Receipt, key: str) -> str:

@@ -218,7 +218,7 @@ def verify(store: ObjectStore, manifest: Manifest, *, deep: bool = True) -> None
         try:
             if store.head(key).size != entry.size:
                 return f"{store.uri(key)} ({entry.key}) no longer has {entry.size} bytes"
-            if deep and _digest(store, key) != entry.sha256:
+            if deep and store.digest(key) != entry.sha256:
                 return f"the bytes of {store.uri(key)} ({entry.key}) were changed"
         except FileNotFoundError:
             return f"{store.uri(key)} ({entry.key}) is gone"
@@ -232,13 +232,6 @@ def verify(store: ObjectStore, manifest: Manifest, *, deep: bool = True) -> None
             f"{manifest.system} {manifest.version} is damaged, {len(wrong)} of {len(distinct)} objects: {wrong[0]}. "
             "Restore them from a backup; frozen versions are never rebuilt from the landing zone."
         )
-
-
-def _digest(store: ObjectStore, key: str) -> str:
-    digest = hashlib.sha256()
-    for chunk in store.stream(key):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def open_entry(store: ObjectStore, entry: Entry) -> Iterator[bytes]:
@@ -601,7 +594,7 @@ def is_whole(store: ObjectStore, table: PublishedTable) -> bool:
 
     def holds(part: Part) -> bool:
         try:
-            return _digest(store, f"{table.prefix}/{part.name}") == part.sha256
+            return store.digest(f"{table.prefix}/{part.name}") == part.sha256
         except FileNotFoundError:
             return False
 
@@ -636,7 +629,7 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
     forgotten = len(read_manifest(engine, store, system, version).forgotten) if _has_forgotten(engine, system) else 0
     if table.forgotten != forgotten:
         raise DatasetError(
-            f"files of {system} {version} were deleted on request while it was cleaned: materialize `{system}/cleaned` again"
+            f"files of {system} {version} were deleted on request since its cleaning began: materialize `{system}/cleaned` again"
         )
     found = CleanedTable(system, version, table.manifest_sha256, folder, table.rows, forgotten, table.sha256)
     if folder.is_dir() and all((folder / p.name).is_file() and sha256_file(folder / p.name) == p.sha256 for p in table.parts):

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.lifecycle import promotion
-from mlops_assets.lifecycle.dataset import COPIES_AT_ONCE, DatasetError, Entry, Manifest, object_key, read_manifest
+from mlops_assets.lifecycle import ledger, promotion
+from mlops_assets.lifecycle.bundle import key_of, weights_key
+from mlops_assets.lifecycle.dataset import COPIES_AT_ONCE, DatasetError, Entry, Manifest, find_table, object_key, read_manifest
 from mlops_assets.lifecycle.signing import BadSignature
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from mlops_assets.lifecycle.promotion import Receipt
     from mlops_assets.store import ObjectStore
 
 
@@ -23,12 +25,14 @@ class NotFound(LookupError):
     """No such request. The message says why it may be missing."""
 
 
-def trace(connection: Connection, store: ObjectStore, public_keys: Path, request_id: str) -> dict[str, Any]:
+def trace(connection: Connection, store: ObjectStore, public_keys: Path, request_id: str, *, read_bytes: bool = True) -> dict[str, Any]:
     """Everything that stands behind one answer.
 
-    `verified` is true only when the receipt's signature holds, the manifest, read from the store, has the digest that was signed, and
-    every file that it names, its parents' included, is in the store with its size. The files are not hashed here, they may be many
-    gigabytes: `dataset.objects_checked` says so. Materializing the version's `dataset` again reads every byte of them.
+    `verified` is true only when every link was followed and holds: the receipt, the attempt and the report that it names are signed, and
+    the bundle, the table, the manifest and every file of it, its parents' included, have in the store the very bytes that they had.
+
+    Args:
+        read_bytes: without, files are only looked for, with their size; that finds problems, but verifies nothing.
 
     Raises:
         NotFound: no answer with that id was recorded.
@@ -71,10 +75,13 @@ def trace(connection: Connection, store: ObjectStore, public_keys: Path, request
     else:
         if manifest.sha256 != body["manifest_sha256"]:
             problems.append("the dataset version's manifest is not the one that trained the model")
-        objects = _objects(connection, store, manifest, problems)
+        objects = _objects(connection, store, manifest, problems, read_bytes)
+    problems += _evidence(connection, receipt, public_keys)
+    if read_bytes:
+        problems += _model(connection, store, receipt)
     promotions = [
         {"sequence": p.sequence, "channel": p.channel, "kind": p.kind, "actor": p.actor, "reason": p.reason, "at": p.at.isoformat()}
-        for p in promotion.history(connection, system)
+        for p in promotion.verified(connection, system, public_keys)
         if p.version == receipt.version
     ]
     return {
@@ -91,18 +98,56 @@ def trace(connection: Connection, store: ObjectStore, public_keys: Path, request
             "manifest": store.uri(dataset["manifest_key"]) if dataset and dataset["manifest_key"] else None,
             "frozen_at": dataset["frozen_at"].isoformat() if dataset and dataset["frozen_at"] else None,
             "objects": objects,
-            "objects_checked": "present with their size, not hashed",
+            "objects_checked": "every byte read" if read_bytes else "present with their size, not read",
         },
         "git_commit": body["git_commit"],
         "mlflow_run_id": body.get("mlflow_run_id"),
         "dagster_run_id": body.get("dagster_run_id"),
         "problems": problems,
-        "verified": not problems,
+        "verified": read_bytes and not problems,
     }
 
 
-def _objects(connection: Connection, store: ObjectStore, manifest: Manifest, problems: list[str]) -> list[dict[str, Any]]:
-    """Every file of the manifest, in the order of keys; one that is not in the store with its size is a problem."""
+def _evidence(connection: Connection, receipt: Receipt, public_keys: Path) -> list[str]:
+    """What is wrong with the rows that the receipt names. Receipts older than schema 0016 name no signed attempt: theirs is the word."""
+    body, wrong = receipt.body, []
+    try:
+        report = ledger.report(connection, body["report_id"], public_keys)
+        if report is None or report.sha256 != body["report_sha256"]:
+            wrong.append(f"report {body['report_id']} is not the one that the receipt names")
+    except ledger.UnverifiedReport as error:
+        wrong.append(str(error))
+    if "attempt_sha256" in body:
+        try:
+            if ledger.attempt(connection, body["attempt_id"], public_keys).sha256 != body["attempt_sha256"]:
+                wrong.append(f"attempt {body['attempt_id']} is not the one that the receipt names")
+        except ledger.LedgerError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _model(connection: Connection, store: ObjectStore, receipt: Receipt) -> list[str]:
+    """What is wrong with the stored bytes of the bundle and its weights, where retention has not deleted them, and of the table."""
+    body, named = receipt.body, {}
+    if promotion.deleted(connection, store, receipt) is None:
+        named = {key_of(receipt.bundle_sha256, name): file.sha256 for name, file in receipt.files.items()}
+        named |= {weights_key(receipt.bundle_sha256, name): file.sha256 for name, file in receipt.weights.items()}
+    table = find_table(connection.engine, receipt.system, receipt.dataset_version, body["manifest_sha256"])
+    if table is not None and table.sha256 == body.get("table_sha256"):  # cleaned again to other rows, the former table is gone
+        named |= {f"{table.prefix}/{part.name}": part.sha256 for part in table.parts}
+
+    def look(key: str) -> str | None:
+        try:
+            return None if store.digest(key) == named[key] else f"the bytes of {store.uri(key)} were changed"
+        except FileNotFoundError:
+            return f"{store.uri(key)} is gone"
+
+    with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+        return [problem for problem in pool.map(look, named) if problem]
+
+
+def _objects(connection: Connection, store: ObjectStore, manifest: Manifest, problems: list[str], read_bytes: bool) -> list[dict[str, Any]]:
+    """Every file of the manifest, in the order of keys; one that is not in the store with its bytes is a problem."""
     from sqlalchemy import text
 
     deleted: dict[str, str] = {}
@@ -123,7 +168,11 @@ def _objects(connection: Connection, store: ObjectStore, manifest: Manifest, pro
             size = store.head(frozen).size
         except FileNotFoundError:
             return one, f"the frozen bytes of {entry.key} are gone"
-        return one, None if size == entry.size else f"the frozen bytes of {entry.key} are {size}, not {entry.size}: they were changed"
+        if size != entry.size:
+            return one, f"the frozen bytes of {entry.key} are {size}, not {entry.size}: they were changed"
+        if read_bytes and store.digest(frozen) != entry.sha256:
+            return one, f"the frozen bytes of {entry.key} were changed"
+        return one, None
 
     entries = sorted([*manifest.entries, *manifest.forgotten], key=lambda entry: entry.key)
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:

@@ -107,9 +107,9 @@ def test_the_downstream_asset_alone_is_refused(world, platform, instance):
     assert runs.assets("good", "registered_model").success and runs.champion() == (1, "good")
 
 
-def _point_at(connection, report_id):
-    """The row that the downstream asset finds its report by: anybody who can INSERT writes it."""
-    ledger.put_value(connection, "toy/evaluation_report", "bad", "psql", {"attempt_id": 1, "report_id": report_id})
+def _point_at(connection, report_id, signer):
+    """The row that the downstream asset finds its report by: signed, as if that hurdle had been taken."""
+    ledger.put_value(connection, "toy/evaluation_report", "bad", "psql", {"attempt_id": 1, "report_id": report_id}, signer)
 
 
 @pytest.mark.parametrize("signed", ["not", "as another report was", "with a key of one's own"])
@@ -136,7 +136,7 @@ def test_evidence_inserted_with_psql_is_refused_on_every_path(world, platform, i
             ),
             {"body": body, "sha": hashlib.sha256(body.encode()).hexdigest(), "signature": signature, "key_id": key_id},
         ).scalar_one()
-        _point_at(connection, forged)
+        _point_at(connection, forged, load_signer(world.settings))
     # The check and the asset in one run, the asset alone, the registrar alone.
     selection = dg.AssetSelection.checks_for_assets(["toy", "evaluation_report"]) | dg.AssetSelection.assets(["toy", "registered_model"])
     joint = dg.Definitions.merge(runs.definitions, dg.Definitions(jobs=[dg.define_asset_job("joint", selection=selection)]))
@@ -152,7 +152,11 @@ def test_evidence_inserted_with_psql_is_refused_on_every_path(world, platform, i
     with world.engine.begin() as connection:
         assert connection.execute(text("SELECT (SELECT count(*) FROM receipt) + (SELECT count(*) FROM promotion)")).scalar_one() == 0
         # Control: the same figures, recorded through the door.
-        _point_at(connection, ledger.record_report(connection, Report.from_body(better), None, load_signer(world.settings)))
+        _point_at(
+            connection,
+            ledger.record_report(connection, Report.from_body(better), None, load_signer(world.settings)),
+            load_signer(world.settings),
+        )
     assert runs.assets("bad", "registered_model").success and runs.champion() == (1, "bad")
 
 
@@ -231,7 +235,7 @@ def test_backfilling_versions_one_refusal_hides_nothing_and_a_table_compares_the
     assert [runs.job(version).success for version in ("v3", "v2", "v1")] == [True, False, True]
     assert runs.champion() == (1, "v3"), "the older v1 registers, it does not displace"
     with world.engine.connect() as connection:
-        table = {row["dataset_version"]: row["verdict"] for row in history.compare(connection, "toy")}
+        table = {row["dataset_version"]: row["verdict"] for row in history.compare(connection, "toy", world.settings.public_keys_path)}
     assert table == {"v1": "registered", "v2": "refused", "v3": "promoted"}
 
 

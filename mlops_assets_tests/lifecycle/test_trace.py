@@ -36,7 +36,7 @@ def test_a_version_that_extends_another_names_the_parents_files_too(traced):
     manifest, found = traced
     assert manifest.parent == "v1"
     answer = found()
-    assert answer["verified"] and answer["problems"] == [] and "not hashed" in answer["dataset"]["objects_checked"]
+    assert answer["verified"] and answer["problems"] == [] and answer["dataset"]["objects_checked"] == "every byte read"
     assert [(one["key"], one["size"], one["sha256"]) for one in answer["dataset"]["objects"]] == [
         (entry.key, entry.size, entry.sha256) for entry in manifest.entries
     ]
