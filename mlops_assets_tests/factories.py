@@ -77,6 +77,7 @@ class World:
         content: str = "weights",
         variant: str = "",
         weights: bundle.Files | None = None,
+        table: str = "",
     ) -> ledger.Attempt:
         """An attempt whose bundle is `folder`, or a small one made of `content`."""
         manifest = self.dataset(version)
@@ -106,6 +107,7 @@ class World:
                     mlflow_run_id=None,
                     dagster_run_id=None,
                     weights_files=weights or {},
+                    table_sha256=table,
                 ),
                 load_signer(self.settings),
                 self.settings.public_keys_path,

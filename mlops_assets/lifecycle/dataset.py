@@ -178,7 +178,8 @@ def _load_manifest(engine: Engine, store: ObjectStore, system: str, version: str
         ) from None
     except (pa.ArrowException, KeyError) as error:
         raise DatasetError(f"the manifest {store.uri(row.manifest_key)} cannot be read ({error}): restore it from a backup") from None
-    if found != row.manifest_sha256:
+    # A key says which version it landed in; the column that repeats it is no part of the digest.
+    if found != row.manifest_sha256 or any(entry.key.split("/")[2:3] != [entry.from_version] for entry in entries):
         raise DatasetError(
             f"the manifest of {system} {version} has the digest {found[:12]}, {str(row.manifest_sha256)[:12]} was frozen: "
             f"{store.uri(row.manifest_key)} was changed, restore it from a backup"
