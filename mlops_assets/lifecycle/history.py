@@ -135,6 +135,67 @@ def champion_at(connection: Connection, system: str, public_keys: Path, at: date
     }
 
 
+@dataclass(frozen=True)
+class Absence:
+    """Why a system has no champion, in English and Korean, and the next command."""
+
+    why: str
+    why_ko: str
+    fix: str
+
+
+#: Verdicts that an absence names.
+NAMED = 3
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def absence(connection: Connection, system: str) -> Absence | None:
+    """Why `system` has no champion although data arrived; None when none did. Of each model of a version its newest verdict counts."""
+    from sqlalchemy import text
+
+    verdicts = connection.execute(
+        text(
+            "SELECT outcome, sentence FROM (SELECT DISTINCT ON (dataset_version, variant) id, outcome, sentence FROM verdict "
+            "WHERE system = :s ORDER BY dataset_version, variant, id DESC) newest ORDER BY id DESC"
+        ),
+        {"s": system},
+    ).all()
+    accepted = sum(verdict.outcome != "refused" for verdict in verdicts)
+    if accepted:
+        why = f"{_counted(accepted)} registered and none was promoted"
+        fix = f"Promote one: `mlops produce {system} --reason TEXT`."
+        return Absence(why, f"등록된 모델 {accepted}개 중 운영 모델로 승격된 것이 없습니다.", fix)
+    if verdicts:
+        named = "; ".join(verdict.sentence for verdict in verdicts[:NAMED]) + ("; ..." if len(verdicts) > NAMED else "")
+        fix = f"`mlops history {system}` has every verdict; train on other data or with other parameters."
+        return Absence(f"{_counted(len(verdicts))} refused: {named}", f"모델 {len(verdicts)}개가 기준을 넘지 못해 거절되었습니다.", fix)
+    newest = connection.execute(
+        text("SELECT version, state, reason FROM dataset_version WHERE system = :s ORDER BY first_seen_at DESC LIMIT 1"), {"s": system}
+    ).first()
+    if newest is None:
+        return None
+    if newest.state == "refused":
+        why = f"{newest.version} was refused before any training: {newest.reason}"
+        return Absence(
+            why, "데이터가 거절되어 학습하지 않았습니다.", f"Land a better version: `mlops land {system} PATH --dataset-version V`."
+        )
+    why = f"{newest.version} has arrived, and no model of it was judged yet"
+    return Absence(why, "데이터가 도착했고 아직 평가된 모델이 없습니다.", f"Try again later; `mlops history {system}` shows how far it is.")
+
+
+def _counted(models: int) -> str:
+    number = _NUMBERS[models] if models < len(_NUMBERS) else str(models)
+    return f"{number} model was" if models == 1 else f"{number} models were"
+
+
+def told_apart(names: Iterable[str], width: int) -> dict[str, str]:
+    """Names as they are shown in `width` columns: long ones lose their middle, but never so that two look alike."""
+    known = set(names)
+    short = {name: name if len(name) <= width else f"{name[: width - 9]}…{name[-8:]}" for name in known}
+    shared = {shown for shown, times in Counter(short.values()).items() if times > 1}
+    return {name: name if shown in shared else shown for name, shown in short.items()}
+
+
 def last_report(connection: Connection, system: str, dataset_version: str, run_id: str, public_keys: Path) -> dict[str, Any] | None:
     """The report that a Dagster run wrote, if it verifies: its metrics and the champion beside them."""
     from sqlalchemy import text
