@@ -133,9 +133,9 @@ def kind_of(data: bytes) -> Kind | None:
 
 def _text_kind(head: bytes) -> Kind | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if b"<svg" in text:
+    if text.startswith(b"<") and b"<svg" in text:
         return Kind("SVG", True)
-    if text.startswith((b"<!doctype html", b"<html")) or b"<html" in text[:400]:
+    if text.startswith((b"<!doctype html", b"<html")):
         return Kind("an HTML page", False)
     if text.startswith((b"<?xml", b"<error", b"<")):
         return Kind("an XML text, such as the error of a download", False)

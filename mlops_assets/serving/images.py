@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,11 +36,14 @@ BATCH_IMAGES = 8
 RESIZED, STROKES = "resized", "strokes"
 
 
+_DATA_URL = re.compile(r"\s*data:[\w.+/-]{0,80};base64,")
+
+
 class Picture(NamedTuple):
     """An input that knows where it stood in its request: rounds of the engine cut requests in pieces, errors must name the right file."""
 
     data: bytes | str
-    """Encoded bytes, or base64 of them."""
+    """Encoded bytes, or base64 of them, also as a data URL."""
     field: str
     file: str | None = None
 
@@ -190,7 +194,8 @@ def _bytes(picture: Picture) -> bytes:
     data = picture.data
     if isinstance(data, str):
         try:
-            data = base64.b64decode(data, validate=True)
+            # What a page's canvas gives: data:image/png;base64,...
+            data = base64.b64decode(_DATA_URL.sub("", data, count=1), validate=True)
         except (binascii.Error, ValueError) as error:
             message, fix = (
                 f"{picture.field} is not base64: {error}",

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +21,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from mlops_assets.serving import errors, policies
+from mlops_assets.serving import bodies, errors, policies
 from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.errors import ApiError
 from mlops_assets.serving.feedback import Given, find, give, unknown_request
-from mlops_assets.serving.images import MAX_IMAGES, Picture, check_count, segments
+from mlops_assets.serving.images import segments
 from mlops_assets.serving.loading import Predictor
 from mlops_assets.serving.models import Model, VersionUnavailable
 from mlops_assets.serving.otp import CONFIRM_FIX, MAX_BODY_BYTES, MAX_CALL_BYTES, SYSTEM, VERIFIED_FIX
@@ -39,7 +37,6 @@ from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
 from mlops_assets.strokes import MOST_DIGITS
-from mlops_assets.unambiguous import loads
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,7 +52,6 @@ MAX_FEEDBACK_BYTES = 256 * 1024
 CLIENT_LEFT = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}")
-_IMAGES_FIX = 'Send multipart `files`, or UTF-8 JSON {"inputs": ["<base64 of a file>"]}.'
 
 _PREDICT_DOC = {
     "requestBody": {
@@ -222,7 +218,7 @@ class Routes:
         self._authorize(request)
         if not _REQUEST_ID.fullmatch(request_id):
             raise unknown_request(request_id)
-        labels = _list(await _body(request, MAX_FEEDBACK_BYTES), "labels", 'Send UTF-8 JSON like {"labels": ["..."]}.')
+        labels = bodies.list_of(await bodies.read(request, MAX_FEEDBACK_BYTES), "labels", 'Send UTF-8 JSON like {"labels": ["..."]}.')
         actor = (request.headers.get("x-actor") or "api")[:100]
         try:
             given = await asyncio.to_thread(self._give, request_id, labels, actor)
@@ -268,14 +264,14 @@ class Routes:
     async def review_answer(self, system: str, task: str, request: Request) -> Response:
         self._authorize(request)
         review = self._review(system)
-        content = _object(await _body(request, MAX_FEEDBACK_BYTES), REVIEW_FIX)
+        content = bodies.object_of(await bodies.read(request, MAX_FEEDBACK_BYTES), REVIEW_FIX)
         return _json(await self._ask(review.answer, task, content), 201)
 
     async def review_stats(self, system: str) -> Response:
         return _json(await self._ask(self._review(system).stats))
 
     async def otp_confirmation(self, request: Request) -> Response:
-        content = _object(await _body(request, MAX_BODY_BYTES), CONFIRM_FIX, "session")
+        content = bodies.object_of(await bodies.read(request, MAX_BODY_BYTES), CONFIRM_FIX, "session")
         return _json(await self._ask(self.server.otp.confirm, content, self._is_loaded), 202)
 
     def _is_loaded(self, version: str) -> bool:
@@ -284,7 +280,7 @@ class Routes:
         return host is not None and bool(_VERSION.fullmatch(version)) and host.loaded(int(version)) is not None
 
     async def otp_verified(self, request: Request) -> Response:
-        content = _object(await _body(request, MAX_CALL_BYTES), VERIFIED_FIX, "session")
+        content = bodies.object_of(await bodies.read(request, MAX_CALL_BYTES), VERIFIED_FIX, "session")
         return _json(await self._ask(self.server.otp.verified, content))
 
     async def otp_forget(self, user: str, request: Request) -> Response:
@@ -522,89 +518,9 @@ def _error(error: ApiError, state: dict[str, Any]) -> Response:
 async def _request_inputs(request: Request, predictor: Predictor) -> list[Any]:
     """What the request asks about, never more of it in memory than the predictor's limit. Raises ApiError, BadInput."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    limit = predictor.max_body_bytes
     if predictor.kind != "image-classification":
-        return _inputs(await _body(request, predictor.max_body_bytes))
+        return bodies.list_of(await bodies.read(request, limit), "inputs", 'Send UTF-8 JSON like {"inputs": ["..."]}.')
     if media_type == "multipart/form-data":
-        return await _files(request, predictor.max_body_bytes)
-    return _inputs(await _body(request, predictor.max_body_bytes), _IMAGES_FIX)
-
-
-async def _parts(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises _TooLarge."""
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise _TooLarge("the body is too large")
-        yield part
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    try:
-        return b"".join([part async for part in _parts(request, limit)])
-    except _TooLarge:
-        raise _too_large(limit) from None
-
-
-async def _files(request: Request, limit: int) -> list[Picture]:
-    """The `files` of a multipart body, all of them. Raises ApiError, BadInput."""
-    try:
-        form = await MultiPartParser(request.headers, _parts(request, limit), max_files=MAX_IMAGES, max_fields=8).parse()
-    except _TooLarge:
-        raise _too_large(limit) from None
-    except (MultiPartException, KeyError) as error:
-        if str(getattr(error, "message", "")).startswith("Too many files"):
-            check_count(MAX_IMAGES + 1, "files")
-        message = f"the body is not multipart: {str(getattr(error, 'message', error))[:100]}"
-        raise ApiError(400, "bad_multipart", message, "multipart 형식이 아닙니다.", _IMAGES_FIX, field="files") from None
-    try:
-        files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
-        if not files:
-            raise ApiError(400, "no_files", "the body has no `files`", "`files`가 없습니다.", _IMAGES_FIX, field="files")
-        return [Picture(await one.read(), f"files[{number}]", one.filename or "") for number, one in enumerate(files)]
-    finally:
-        await form.close()
-
-
-class _TooLarge(MultiPartException):
-    """One of the parser's own errors, because it removes its temporary files for those only."""
-
-
-def _too_large(limit: int) -> ApiError:
-    message, korean = f"the body is larger than {limit} bytes", f"요청은 {limit // 1024**2}MB까지 보낼 수 있습니다."
-    fix, headers = "Send fewer inputs per request.", {"Connection": "close"}
-    return ApiError(413, "too_large", message, korean, fix, limit=limit, headers=headers)
-
-
-def _inputs(body: bytes, fix: str = 'Send UTF-8 JSON like {"inputs": ["..."]}.') -> list[Any]:
-    return _list(body, "inputs", fix)
-
-
-def _list(body: bytes, name: str, fix: str) -> list[Any]:
-    """The list `name` of a JSON body, not empty. Raises ApiError."""
-    content = _object(body, fix, name)
-    if name not in content:
-        raise _without(name, fix)
-    values = content[name]
-    if not isinstance(values, list):
-        raise ApiError(400, "not_a_list", f"`{name}` is not a list", f"`{name}`는 목록이어야 합니다.", fix, field=name)
-    if not values:
-        raise ApiError(400, f"empty_{name}", f"`{name}` is empty", "입력이 비어 있습니다.", fix, field=name)
-    return values
-
-
-def _without(name: str, fix: str) -> ApiError:
-    return ApiError(400, f"no_{name}", f"the body has no `{name}`", f"`{name}`가 없습니다.", fix, field=name)
-
-
-def _object(body: bytes, fix: str, wanted: str = "labels") -> dict[str, Any]:
-    """A JSON body that is an object. Raises ApiError."""
-    try:
-        content = loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ApiError(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})", "UTF-8이 아닌 요청입니다.", fix) from None
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_json", f"the body is not JSON: {str(error)[:100]}", "JSON 형식이 아닙니다.", fix) from None
-    if not isinstance(content, dict):
-        raise _without(wanted, fix)
-    return content
+        return await bodies.files(request, limit)
+    return bodies.list_of(await bodies.read(request, limit), "inputs", bodies.IMAGES_FIX)

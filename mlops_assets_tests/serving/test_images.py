@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import Engine
 
 from mlops_assets import cli
@@ -100,6 +102,87 @@ def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
         assert body["fix"]
         assert any("가" <= letter <= "힣" for letter in body["message_ko"])
     assert send(server, *[good] * MAX_IMAGES).status_code == 200  # the limit itself, after all that
+
+
+def test_a_part_is_a_file_however_its_client_names_it(server: Running) -> None:
+    def part(*headers: str, content: bytes = png(77)) -> httpx.Response:
+        lines = [line.encode() for line in headers]
+        body = b"\r\n".join([b"--x", *lines, b"", content, b"--x--", b""])
+        return server.client.post(f"/predict/{SYSTEM}", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+
+    disposition = "Content-Disposition: form-data; "
+    expected = send(server, ("타이어.png", png(77))).json()["predictions"][0]
+    encoded_name = "filename*=UTF-8''%ED%83%80%EC%9D%B4%EC%96%B4.png"
+    for said, name in (
+        (f'name="files"; {encoded_name}', "타이어.png"),
+        (f"name=files; {encoded_name}", "타이어.png"),
+        ("name=\"files\"; filename*=iso-8859-1'en'a%22b.png", "a_b.png"),
+        ('name="files"; filename*=nonsense\'%ff.png', ""),
+        (f'name="files"; filename="a.png"; {encoded_name}', "a.png"),
+        ('name="files"; filename=""', ""),
+        ('name="files"', ""),
+        ("name*=UTF-8''files; filename=a.png", "a.png"),
+        ('name="files[]"; filename="a.png"', "a.png"),
+        ('name="files[0]"; filename="a.png"', "a.png"),
+    ):
+        answer = part(disposition + said)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"] == [{**expected, "file": name}], said
+    in_base64 = base64.encodebytes(png(77))
+    answer = part(disposition + 'name="files"; filename="a.png"', "Content-Transfer-Encoding: base64", content=in_base64)
+    assert answer.json()["predictions"] == [{**expected, "file": "a.png"}]
+    charset = server.client.post(
+        f"/predict/{SYSTEM}",
+        content=b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + png(77) + b"\r\n--x--\r\n",
+        headers={"content-type": "multipart/form-data; charset=utf-16; boundary=x"},
+    )
+    assert charset.status_code == 200, charset.text
+    assert part(disposition + 'name="files"; filename=""', content=b"").json()["code"] == "empty_file", "a form without a choice"
+
+
+@pytest.mark.parametrize("other", ["file", "image", "Datei[]"])
+def test_a_file_under_another_name_is_told_the_right_one(server: Running, other: str) -> None:
+    """Also beside one that is right: a picture that is sent is never left out without a word."""
+    for parts in ([(other, ("a.png", png(1)))], [("files", ("a.png", png(1))), (other, ("b.png", png(2)))]):
+        answer = server.client.post(f"/predict/{SYSTEM}", files=parts)
+        assert (answer.status_code, answer.json()["code"]) == (400, "no_files")
+        assert f"`{other}`" in answer.json()["message"] and "`files`" in answer.json()["fix"]
+    token = server.client.post(f"/predict/{SYSTEM}", files=[("files", ("a.png", png(1)))], data={"csrf": "1"})
+    assert token.status_code == 200, "a form's other fields are its own"
+
+
+def test_what_is_sent_instead_of_json_is_said(server: Running) -> None:
+    whole = json.dumps({"inputs": [base64.b64encode(png(77)).decode()]})
+    multipart = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + png(77) + b"\r\n--x--\r\n"
+    for content, status, word in (
+        (whole.encode("utf-8-sig"), 200, ""),
+        (whole.encode("utf-16"), 400, "UTF-16"),
+        (whole.encode("utf-16-le"), 400, "UTF-16"),
+        (png(3), 400, "PNG picture itself"),
+        (multipart, 400, "its Content-Type does not say multipart/form-data"),
+    ):
+        for headers in ({}, {"content-type": "application/json; charset=euc-kr"}):
+            answer = server.client.post(f"/predict/{SYSTEM}", content=content, headers=headers)
+            assert answer.status_code == status, answer.text
+            assert word in answer.json().get("message", "") and (status == 200 or "files" in answer.json()["fix"])
+    url = "data:image/png;base64," + base64.b64encode(png(77)).decode()
+    assert (
+        server.predict(url, system=SYSTEM).json()["predictions"] == server.predict(url.split(",")[1], system=SYSTEM).json()["predictions"]
+    )
+
+
+def test_a_picture_of_12_bits_is_answered_as_the_same_of_8(tmp_path: Path) -> None:
+    """One decoder for landing, training and HTTP; of the highest byte alone it is black."""
+    make_image_bundle(tmp_path)
+    predictor = load_image_predictor(tmp_path, 1)
+    levels = np.random.default_rng(0).random((64, 64))
+    files = []
+    for top, kind in ((255, np.uint8), (4095, np.uint16), (65535, np.uint16)):
+        out = io.BytesIO()
+        Image.fromarray((levels * top).round().astype(kind)).save(out, "PNG")
+        files.append(out.getvalue())
+    found = predictor.probabilities(files)
+    assert np.abs(found - found[0]).max() < 0.01
 
 
 def test_only_models_of_strokes_read_codes(server: Running) -> None:
