@@ -239,10 +239,23 @@ def land(
         _named(parent)
     settings = load_settings()
     done = land_objects(settings, ObjectStore.of(settings), system, path, dataset_version, parent=parent)
+    left = [f"in quarantine: {name}: {reason}" for name, reason in done.quarantined.items()]
+    more = [f"and {len(left) - 20} more (--json lists them all)"] if len(left) > 20 else []
     _out(
-        {"system": system, "dataset_version": dataset_version, "objects": done.objects, "bytes": done.bytes},
+        {
+            "system": system,
+            "dataset_version": dataset_version,
+            "objects": done.objects,
+            "bytes": done.bytes,
+            "quarantined": dict(done.quarantined),
+        },
         as_json,
-        [f"landed {done.objects} files ({done.bytes:,} bytes) as {system} {dataset_version}", f"watch: `mlops history {system}`"],
+        [
+            *left[:20],
+            *more,
+            f"landed {done.objects} files ({done.bytes:,} bytes) as {system} {dataset_version}",
+            f"watch: `mlops history {system}`",
+        ],
     )
 
 

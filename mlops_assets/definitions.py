@@ -60,7 +60,7 @@ def build_defs(settings: Settings | None = None, overrides: Mapping[str, Any] | 
         executor=run_executor,
         loggers=LOGGERS,
     )
-    return dg.Definitions.merge(*systems, *[reconciliation(name) for name in (*SYSTEMS, *DATA_SYSTEMS)], shared)
+    return dg.Definitions.merge(*systems, *[reconciliation(name, (*SYSTEMS, *DATA_SYSTEMS)) for name in (*SYSTEMS, *DATA_SYSTEMS)], shared)
 
 
 @dg.definitions

@@ -30,6 +30,7 @@ from mlops_assets.dagster_api import DIRECT, graphql, is_run_worker
 from mlops_assets.guard import listed
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
 from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
+from mlops_assets.store import ObjectStore
 from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, marked, sweep
 
 if TYPE_CHECKING:
@@ -139,6 +140,10 @@ class Platform:
             database.refuse_transaction_pooling(getattr(self.settings, name), name)
         revision, key = migrate(self.settings)
         self._say("ok", f"database is at schema {revision}, signing key is {key}")
+        # Another store than our own may be a place where others put files: what we keep there is ours alone, the way to it is theirs.
+        own = self.settings.store_url == (home / "store").as_uri()
+        if closed := ObjectStore.of(self.settings).tighten(landing=own):
+            self._say("ok", f"{closed} files and folders of the object store can be read by their owner alone from now on")
         self._write_dagster_home()
         self.environment = child_environment(self.settings) | {MARK: self.mark}
         if embedded:

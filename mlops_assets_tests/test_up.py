@@ -33,6 +33,10 @@ def platform() -> Iterator[Running]:
         taken = str(squatter.getsockname()[1])
         with running_platform(MLOPS_TENSORBOARD_PORT=taken) as running:
             running.environment["TAKEN"] = taken
+            left = running.home / "store" / "objects" / "left by an earlier release"
+            left.parent.mkdir(parents=True)
+            left.write_bytes(b"1")
+            left.chmod(0o644)
             running.start()
             yield running
 
@@ -78,6 +82,12 @@ def test_the_addresses_are_in_the_settings_of_every_other_command(platform):
     for name in ("database_url", "dagster_database_url", "mlflow_database_url", "mlflow_tracking_uri", "serve_url", "dagster_url"):
         assert settings.require(name) == platform.known[name]
     assert (platform.home / SERVICES_FILE).stat().st_mode & 0o077 == 0
+
+
+def test_what_the_store_held_before_is_its_owners_alone(platform):
+    store = platform.home / "store"
+    assert [path for path in (store, *store.rglob("*")) if path.stat().st_mode & 0o077] == []
+    assert "of the object store can be read by their owner alone from now on" in platform.text
 
 
 def test_a_taken_port_is_replaced_and_said(platform):

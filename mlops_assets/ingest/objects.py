@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mlops_assets import crash, names
 from mlops_assets.database import copy_rows
-from mlops_assets.store import ObjectInfo, sha256_file
+from mlops_assets.store import ObjectInfo, files_below, printable, sha256_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -36,9 +37,9 @@ PARENT: Final = "_PARENT"
 #: Written first and removed last by `land`: while it is there and READY is not, silence does not mean that the version is complete.
 LANDING: Final = "_LANDING"
 MARKERS: Final = frozenset({READY, PARENT, LANDING})
+#: How people and their tools spell markers, too: `_ready`, `_READY.txt`, and `_READY\\r` of a script with the line ends of Windows.
+_MARKER: Final = re.compile(r"(_ready|_parent)(\\[rnt]|\s)*(\.txt)?(\\[rnt]|\s)*", re.IGNORECASE)
 MAX_PARENT_BYTES: Final = 256
-#: Names that the local store itself uses for files it is still writing; it never lists them, so they must not land.
-STAGED_NAME: Final = re.compile(r"#\d+$")
 
 
 class LandingError(ValueError):
@@ -50,10 +51,18 @@ def prefix_of(system: str, version: str | None = None) -> str:
     return f"landing/{system}" if version is None else f"landing/{system}/{version}"
 
 
-def is_marker(key: str) -> bool:
-    """Whether the key is a version's own marker: deeper down, a file of that name is an object like any other."""
+def marker_of(key: str) -> str | None:
+    """Which of a version's own markers the key is, None: none; deeper down, a file of that name is an object like any other."""
     parts = key.split("/")
-    return len(parts) == 4 and parts[3] in MARKERS
+    if len(parts) != 4:
+        return None
+    found = _MARKER.fullmatch(parts[3])
+    return found.group(1).upper() if found else LANDING if parts[3] == LANDING else None
+
+
+def is_marker(info: ObjectInfo) -> bool:
+    """Whether it is a marker and no data. A name with a line's end in it still says what is meant; a link says nothing."""
+    return marker_of(info.key) is not None and (info.odd is None or info.odd.code == "odd_name")
 
 
 def is_version_name(version: str) -> bool:
@@ -74,13 +83,14 @@ def check_version_name(version: str) -> None:
 
 @dataclass(frozen=True)
 class Landed:
-    """What `land` did. `unchanged`: all of it had landed before, nothing was written."""
+    """What `land` did. `unchanged`: all of it had landed before, nothing was written. `quarantined`: name -> why it did not land."""
 
     system: str
     version: str
     objects: int
     bytes: int
     unchanged: bool
+    quarantined: Mapping[str, str] = field(default_factory=dict)
 
 
 def land(
@@ -113,13 +123,17 @@ def land(
     if systems is not None and system not in systems:
         raise LandingError(f"unknown system {system!r}: choose from {', '.join(sorted(systems))}")
     check_version_name(version)
-    files, parent = _files_to_land(settings, path, parent)
     prefix = prefix_of(system, version)
-    there = {info.key: info for info in store.list(prefix)}
+    files, unusable, parent = _files_to_land(settings, path, parent, prefix)
+    there = {info.key: info for info in store.list(prefix) if info.odd is None}
     with _reachable(settings, engine) as reachable:
         if parent is not None:
             _check_parent(reachable, system, version, parent)
         frozen, closed = _closed(reachable, system, version, there)
+        if unusable and not closed and reachable is not None:
+            with reachable.begin() as connection:
+                _quarantine(connection, system, version, unusable)
+    skipped = {info.key.removeprefix(prefix + "/"): info.odd.reason for info in unusable if info.odd is not None}
     wanted = {f"{prefix}/{name}": file for name, file in files.items()}
     missing = {key: file for key, file in wanted.items() if not _same(store, there.get(key), frozen.get(key), file)}
     size = sum(file.stat().st_size for file in files.values())
@@ -130,7 +144,7 @@ def land(
                 f"{system} {version} is {closed}: it never changes, and what it holds of {names} is not what is to land. "
                 f"Land under a new name: `mlops land {system} {path} --dataset-version NEW` (with `--parent {version}` to extend it)."
             )
-        return Landed(system, version, len(files), size, unchanged=True)
+        return Landed(system, version, len(files), size, unchanged=True, quarantined=skipped)
     markers = {f"{prefix}/{LANDING}": b""} | ({f"{prefix}/{PARENT}": parent.encode()} if parent is not None else {})
     _write(store, prefix, {**markers, **missing}, there, size, progress)
     crash.reach("land.before_ready")
@@ -139,32 +153,42 @@ def land(
         store.delete(f"{prefix}/{LANDING}")
     except Exception as error:  # _READY outweighs it: whoever may write and not delete has landed all the same
         logger.warning("%s/%s could not be removed (%s); it does no harm", prefix, LANDING, error)
-    return Landed(system, version, len(files), size, unchanged=False)
+    return Landed(system, version, len(files), size, unchanged=False, quarantined=skipped)
 
 
-def _files_to_land(settings: Settings, path: Path, parent: str | None) -> tuple[dict[str, Path], str | None]:
-    """Name in the landing zone -> file; and the parent, which a folder may name in a `_PARENT` file."""
+def _files_to_land(settings: Settings, path: Path, parent: str | None, prefix: str) -> tuple[dict[str, Path], list[ObjectInfo], str | None]:
+    """Name in the landing zone -> file; what cannot land; and the parent, which a folder may name in a `_PARENT` file."""
     if not path.exists():
         raise LandingError(f"{path} does not exist. Give a file or a folder: `mlops land SYSTEM PATH --dataset-version V`.")
-    if path.is_file():
-        found = {path.name: path}
-    else:
-        found = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-        found = {name: file for name, file in found.items() if not any(part.startswith(".") for part in name.split("/"))}
-    if PARENT in found and parent is None:
-        parent = found[PARENT].read_bytes()[:MAX_PARENT_BYTES].decode("utf-8", "replace").strip()
-    found = {name: file for name, file in found.items() if name not in MARKERS}
-    if not found:
-        raise LandingError(f"{path} holds no file (hidden ones do not count): nothing was landed.")
-    for name, file in found.items():
-        if any(STAGED_NAME.search(part) for part in name.split("/")):
-            raise LandingError(f"{name}: a name that ends in # and digits cannot land, the store uses such names itself. Rename the file.")
-        if file.stat().st_size > settings.max_object_bytes:
+    files: dict[str, Path] = {}
+    unusable: list[ObjectInfo] = []
+    name_of_one = None if path.is_dir() else path.name
+    path = path.resolve()  # who names a link means what it leads to; a link within the folder is not followed
+    for info in files_below(path, prefix, name_of_one):
+        name = info.key.removeprefix(prefix + "/")
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if marker := marker_of(info.key):
+            if marker == PARENT and parent is None and info.odd is None:
+                parent = _parent_named((path if name_of_one else path / name).read_bytes())
+        elif info.odd is not None:
+            unusable.append(info)
+        elif info.size > settings.max_object_bytes:
             raise LandingError(
-                f"{name} has {file.stat().st_size} bytes, the limit is {settings.max_object_bytes}. "
-                "Split it, or raise MLOPS_MAX_OBJECT_BYTES."
+                f"{name} has {info.size} bytes, the limit is {settings.max_object_bytes}. Split it, or raise MLOPS_MAX_OBJECT_BYTES."
             )
-    return found, parent
+        else:
+            files[name] = path if name_of_one else path / name
+    if not files:
+        why = "; ".join(f"{info.key.removeprefix(prefix + '/')}: {info.odd.reason}" for info in unusable[:3] if info.odd is not None)
+        raise LandingError(f"{path} holds no file {f'that can land ({why})' if why else '(hidden ones do not count)'}: nothing was landed.")
+    return dict(sorted(files.items())), unusable, parent
+
+
+def _parent_named(content: bytes) -> str:
+    """The version that a `_PARENT` file names; an editor may have put a mark before it."""
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return content[:MAX_PARENT_BYTES].decode(encoding, "replace").strip()
 
 
 @contextlib.contextmanager
@@ -210,7 +234,8 @@ def _closed(engine: Engine | None, system: str, version: str, there: Mapping[str
     """Digests of what is frozen already (key -> SHA-256), and the state when nothing may be added any more."""
     from sqlalchemy import text
 
-    closed = "complete (its _READY marker is there)" if f"{prefix_of(system, version)}/{READY}" in there else None
+    marked = any(marker_of(key) == READY for key in there) and any(marker_of(key) is None for key in there)
+    closed = "complete (its _READY marker is there)" if marked else None
     if engine is None:
         return {}, closed
     key = {"s": system, "v": version}
@@ -254,13 +279,13 @@ def _write(
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            _remove(store, prefix, written)
+            _remove(store, written)
             raise LandingError(
                 f"no space left in {store.url} while landing {name} ({size} bytes, {total} in all). "
                 "What this call had written is removed. Free space or set MLOPS_OBJECT_STORE_URL to a larger store, then land again."
             ) from error
         done += size
-        if progress is not None and not is_marker(key):
+        if progress is not None and marker_of(key) is None:
             progress(name, done, total)
 
 
@@ -273,15 +298,9 @@ def is_disk_full(error: BaseException) -> bool:
     return found is not None and int(found.group(1)) in codes
 
 
-def _remove(store: ObjectStore, prefix: str, keys: Iterable[str]) -> None:
+def _remove(store: ObjectStore, keys: Iterable[str]) -> None:
     for key in keys:
         store.delete(key)
-    if store.local_root is not None:
-        # The local store leaves the file it was staging when the disk is full.
-        for path in (store.local_root / prefix).rglob("*"):
-            if STAGED_NAME.search(path.name):
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
 
 # --- the ledger -----------------------------------------------------------------------------------------------------------------
@@ -319,23 +338,37 @@ class Completion:
 
 
 def completion(
-    *, ready: bool, landing: bool, objects: int, quiet_seconds: float, settle_seconds: float, parent: str | None, parent_state: str | None
+    *,
+    ready: bool,
+    landing: bool,
+    objects: int,
+    quiet_seconds: float,
+    settle_seconds: float,
+    parent: str | None,
+    parent_state: str | None,
+    early: bool = False,
 ) -> Completion:
-    """When a version is complete: marked ready, or unchanged for the quiet period and not being landed; and its parent, if any, frozen."""
-    if landing and not ready:
+    """When a version is complete: it has data, and was marked ready after it or is unchanged for the quiet period and not being landed;
+    and its parent, if any, is frozen.
+
+    Args:
+        early: the mark is older than some of the data: it says nothing of what may still come.
+    """
+    if landing and (early or not ready):
         return Completion(
             False, f"`mlops land` has begun and not ended ({LANDING} is there): if it was killed, the same command completes it"
         )
-    if not ready and objects == 0:
-        return Completion(False, "no object yet")
-    if not ready and quiet_seconds < settle_seconds:
-        return Completion(False, f"unchanged for {quiet_seconds:.0f} s of {settle_seconds:.0f} s")
+    if objects == 0:
+        return Completion(False, f"its {READY} is there and no data yet: it stays open until some comes" if ready else "no data yet")
+    if (early or not ready) and quiet_seconds < settle_seconds:
+        why = f"unchanged for {quiet_seconds:.0f} s of {settle_seconds:.0f} s"
+        return Completion(False, f"{why} ({READY} came before the data: write it last)" if early else why)
     if parent is not None and not is_version_name(parent):
         return Completion(False, f"its {PARENT} marker names {parent[:80]!r}, which cannot be a version: correct the marker")
     if parent is not None and parent_state != "frozen":
         state = f"is {parent_state}" if parent_state else "is unknown"
         return Completion(False, f"it extends {parent}, which {state}, not frozen")
-    return Completion(True, "ready marker" if ready else f"unchanged for {quiet_seconds:.0f} s")
+    return Completion(True, "ready marker" if ready and not early else f"unchanged for {quiet_seconds:.0f} s")
 
 
 @dataclass
@@ -363,26 +396,34 @@ def tick(engine: Engine, store: ObjectStore, system: str, *, settle_seconds: flo
     todo = plan(folders, states)
     done = Tick()
     for name in todo.refuse:
+        shown = printable(name)
         try:
-            _refuse_name(engine, store, system, name)
+            refused = _refuse_name(engine, store, system, name)
         except Exception as error:  # one bad version must not stop the others
-            logger.exception("%s %s could not be refused", system, name)
-            done.problems[name] = f"{type(error).__name__}: {error}"
+            logger.exception("%s %s could not be refused", system, shown)
+            done.problems[shown] = f"{type(error).__name__}: {_first_line(error)}"
         else:
-            done.problems[name] = f"refused: {name!r} cannot name a dataset version"
+            if refused.count:
+                done.problems[shown] = f"refused: {shown!r} cannot name a dataset version. {refused.sentence}"
     for version in todo.read:
         try:
-            recorded, verdict = _read_version(engine, store, system, version, settle_seconds)
+            read = _read_version(engine, store, system, version, settle_seconds)
         except Exception as error:
             logger.exception("%s %s could not be read", system, version)
-            done.problems[version] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            done.problems[version] = f"{type(error).__name__}: {_first_line(error)}"
             continue
-        done.recorded += recorded
-        if verdict.close:
+        done.recorded += read.recorded
+        if read.quarantined.count:
+            done.problems[version] = read.quarantined.sentence
+        if read.verdict.close:
             done.closed.append(version)
-        else:
-            done.waiting[version] = verdict.why
+        elif read.verdict.why:
+            done.waiting[version] = read.verdict.why
     return done
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else ""
 
 
 def discover(engine: Engine, store: ObjectStore, settings: Settings, system: str) -> Tick:
@@ -390,19 +431,67 @@ def discover(engine: Engine, store: ObjectStore, settings: Settings, system: str
     return tick(engine, store, system, settle_seconds=settings.settle_seconds)
 
 
-def _read_version(engine: Engine, store: ObjectStore, system: str, version: str, settle_seconds: float) -> tuple[int, Completion]:
-    from sqlalchemy import text
+@dataclass(frozen=True)
+class TurnedAway:
+    """How many objects are new in quarantine, and (key, reason) of the first."""
 
+    count: int = 0
+    first: Sequence[tuple[str, str]] = ()
+
+    @property
+    def sentence(self) -> str:
+        more = " and so on" if self.count > len(self.first) else ""
+        return f"{self.count} in quarantine: {'; '.join(f'{key}: {reason}' for key, reason in self.first)}{more}"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What reading a version did. `quarantined`: what is new and cannot be used. A verdict without a `why` was said before."""
+
+    recorded: int
+    verdict: Completion
+    quarantined: TurnedAway = TurnedAway()
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What lies in a version's folder. `early`: data came after `_READY` did."""
+
+    objects: Mapping[str, ObjectInfo]
+    odd: Sequence[ObjectInfo]
+    parent: ObjectInfo | None
+    ready: bool
+    landing: bool
+    early: bool
+
+
+def _list_version(store: ObjectStore, system: str, version: str) -> _Listed:
     prefix = prefix_of(system, version)
     # The marker before the listing: a listing is not atomic, and `_READY` sorts among the keys. A marker first seen in a page would let a
     # version close without the objects that were written while the earlier pages were read. And `_LANDING` before `_READY`: a landing that
     # ends in between is ready, not silent.
     landing = store.exists(f"{prefix}/{LANDING}")
-    ready = store.exists(f"{prefix}/{READY}")
-    objects = {info.key: info for info in store.list(prefix)}
-    parent = _read_parent(store, objects.pop(f"{prefix}/{PARENT}", None))
-    objects.pop(f"{prefix}/{READY}", None)
-    landing = objects.pop(f"{prefix}/{LANDING}", None) is not None or landing
+    ready = _head(store, f"{prefix}/{READY}")
+    found = list(store.list(prefix))
+    markers = {marker_of(info.key): info for info in found if is_marker(info)}
+    if ready is None and (other := markers.get(READY)) is not None and other.key != f"{prefix}/{READY}":
+        ready, found = other, list(store.list(prefix))  # spelled in another way: seen in a page, so the pages are read again
+    objects = {info.key: info for info in found if info.odd is None and not is_marker(info)}
+    odd = [info for info in found if info.odd is not None and not (is_marker(info) and marker_of(info.key) == READY)]
+    came = max((info.arrived or info.last_modified for info in objects.values()), default=None)
+    early = ready is not None and came is not None and came > (ready.arrived or ready.last_modified)
+    return _Listed(objects, odd, markers.get(PARENT), ready is not None, landing or LANDING in markers, early)
+
+
+def _head(store: ObjectStore, key: str) -> ObjectInfo | None:
+    return store.head(key) if store.exists(key) else None
+
+
+def _read_version(engine: Engine, store: ObjectStore, system: str, version: str, settle_seconds: float) -> _Read:
+    from sqlalchemy import text
+
+    listed = _list_version(store, system, version)
+    parent = _read_parent(store, listed.parent)
     crash.reach("tick.after_listing")
     key = {"s": system, "v": version}
     with engine.begin() as connection:
@@ -410,25 +499,28 @@ def _read_version(engine: Engine, store: ObjectStore, system: str, version: str,
         # Two ticks at once: the second waits here, and then finds the version closed.
         row = connection.execute(
             text(
-                "SELECT state, extract(epoch FROM clock_timestamp() - changed_at)::float8 AS quiet FROM dataset_version "
+                "SELECT state, reason, extract(epoch FROM clock_timestamp() - changed_at)::float8 AS quiet FROM dataset_version "
                 "WHERE system = :s AND version = :v FOR UPDATE"
             ),
             key,
         ).one()
         if row.state != "open":
-            return 0, Completion(False, f"already {row.state}")
-        recorded = _record(connection, system, version, objects.values())
+            return _Read(0, Completion(False, f"already {row.state}"))
+        recorded = _record(connection, system, version, listed.objects.values())
+        quarantined = _quarantine(connection, system, version, listed.odd)
         crash.reach("tick.after_record")
         if recorded:
             connection.execute(text("UPDATE dataset_version SET changed_at = clock_timestamp() WHERE system = :s AND version = :v"), key)
-        verdict = completion(
-            ready=ready,
-            landing=landing,
-            objects=len(objects),
+        blocked = _blocked(listed)
+        verdict = blocked or completion(
+            ready=listed.ready,
+            landing=listed.landing,
+            objects=len(listed.objects) if listed.ready else sum(info.size > 0 for info in listed.objects.values()),
             quiet_seconds=0.0 if recorded else float(row.quiet),
             settle_seconds=settle_seconds,
             parent=parent,
             parent_state=_state(connection, system, parent) if parent else None,
+            early=listed.early,
         )
         if verdict.close:
             connection.execute(
@@ -440,21 +532,34 @@ def _read_version(engine: Engine, store: ObjectStore, system: str, version: str,
             )
             request_run(connection, system, version, f"complete: {verdict.why}")
         else:
+            kept = verdict.why if parent is not None or listed.landing or blocked or not listed.objects else None
             connection.execute(
                 text("UPDATE dataset_version SET reason = :r WHERE system = :s AND version = :v AND reason IS DISTINCT FROM :r"),
-                {**key, "r": verdict.why if parent or landing else None},
+                {**key, "r": kept},
             )
+            if not listed.objects and row.reason == verdict.why:  # it may stay so for days: said once
+                verdict = Completion(False, "")
         crash.reach("tick.before_commit")
     crash.reach("tick.after_commit")
-    return recorded, verdict
+    return _Read(recorded, verdict, quarantined)
+
+
+def _blocked(listed: _Listed) -> Completion | None:
+    """What nobody could know without: a folder that may not be read, and a marker that names a parent under a name that cannot be read."""
+    for info in listed.odd:
+        if info.odd is not None and info.odd.code == "unreadable":
+            return Completion(False, f"{info.key}: {info.odd.reason}")
+        if info.odd is not None and marker_of(info.key) == PARENT:
+            return Completion(False, f"the parent that {info.key} names cannot be read, {info.odd.reason}")
+    return None
 
 
 def _read_parent(store: ObjectStore, marker: ObjectInfo | None) -> str | None:
-    if marker is None:
+    if marker is None or marker.odd is not None:
         return None
     if marker.size > MAX_PARENT_BYTES:
         return "?" * MAX_PARENT_BYTES
-    return store.get(marker.key).decode("utf-8", "replace").strip()
+    return _parent_named(store.get(marker.key))
 
 
 def _state(connection: Connection, system: str, version: str) -> str | None:
@@ -490,33 +595,70 @@ def _stage(connection: Connection, rows: Iterable[tuple[str, str, int, datetime]
     return copy_rows(connection, "seen", ["key", "etag", "size", "last_modified"], rows)
 
 
-def _refuse_name(engine: Engine, store: ObjectStore, system: str, name: str) -> None:
-    """A folder that cannot be a version: its objects are accounted for, and nothing more happens."""
+def _quarantine(connection: Connection, system: str, version: str, odd: Iterable[ObjectInfo]) -> TurnedAway:
+    """What cannot be used is in the ledger afterwards."""
+    rows = ((info.key, info.etag, info.size, info.last_modified, version, info.odd.code, info.odd.reason) for info in odd if info.odd)
+    return _turn_away(connection, system, rows)
+
+
+_LYING: Final = ("key", "etag", "size", "last_modified", "version", "code", "reason")
+_Lying = tuple[str, str, int, "datetime", str, "str | None", "str | None"]
+
+
+def _stage_lying(connection: Connection, table: str, rows: Iterable[_Lying]) -> int:
     from sqlalchemy import text
 
-    why = f"the folder {prefix_of(system, name)} cannot name a dataset version: copy its files into one that can, with `mlops land`"
+    columns = "key text, etag text, size bigint, last_modified timestamptz, version text, code text, reason text"
+    connection.execute(text(f"CREATE TEMPORARY TABLE {table} ({columns}) ON COMMIT DROP"))
+    return copy_rows(connection, table, list(_LYING), rows)
+
+
+def _turn_away(connection: Connection, system: str, rows: Iterable[_Lying]) -> TurnedAway:
+    """Into quarantine with those that have a code."""
+    from sqlalchemy import text
+
+    _stage_lying(connection, "odd", rows)
+    found = connection.execute(
+        text(
+            "WITH added AS (INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, reason_code, reason) "
+            "SELECT :s, version, key, etag, size, last_modified, 'quarantined', code, reason FROM odd WHERE code IS NOT NULL "
+            "ON CONFLICT DO NOTHING RETURNING key, reason) "
+            "SELECT key, reason, count(*) OVER () AS n FROM added ORDER BY key LIMIT 3"
+        ),
+        {"s": system},
+    ).all()
+    return TurnedAway(int(found[0].n), [(str(row.key), str(row.reason)) for row in found]) if found else TurnedAway()
+
+
+def _refuse_name(engine: Engine, store: ObjectStore, system: str, name: str) -> TurnedAway:
+    """A folder that cannot be a version: what lies there is accounted for, and nothing more happens. Told once; what comes there later is
+    the nightly reconciliation's to find."""
+    from sqlalchemy import text
+
+    known = text("SELECT EXISTS (SELECT FROM landing_object WHERE system = :s AND version = :v AND starts_with(key, :p))")
     with engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO dataset_version (system, version, state, reason) VALUES (:s, :v, 'refused', :r) "
-                "ON CONFLICT (system, version) DO NOTHING"
-            ),
-            {"s": system, "v": name, "r": why},
-        )
-        _stage(connection, _landed_objects(store, prefix_of(system, name)))
-        connection.execute(
-            text(
-                "INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, reason_code, reason) "
-                "SELECT :s, :v, key, etag, size, last_modified, 'quarantined', 'bad_version_name', :r FROM seen ON CONFLICT DO NOTHING"
-            ),
-            {"s": system, "v": name, "r": why},
-        )
+        # Without a name (two slashes) it shares its place in the ledger with what lies beside the folders.
+        key = {"s": system, "v": printable(name) if name else "", "p": f"{prefix_of(system)}/{'' if name else '/'}"}
+        if connection.execute(known, key).scalar_one():
+            return TurnedAway()
+        return _turn_away(connection, system, _lying(store, system, prefix_of(system, name)))
 
 
-def _landed_objects(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str, int, datetime]]:
+def _lying(store: ObjectStore, system: str, prefix: str) -> Iterator[_Lying]:
+    """Everything under a prefix but markers, as _LYING; of no version "" is the version. Without a code it lies where it should."""
+    home = prefix_of(system)
     for info in store.list(prefix):
-        if not is_marker(info.key):
-            yield info.key, info.etag, info.size, info.last_modified
+        if is_marker(info):
+            continue
+        version, slash, _ = info.key.removeprefix(f"{home}/").partition("/")
+        version = version if slash else ""
+        code, reason = (info.odd.code, info.odd.reason) if info.odd is not None else (None, None)
+        if code is None and not version:
+            code, reason = "no_version", "it lies in no version's folder: land it with `mlops land`"
+        elif code is None and not is_version_name(version):
+            code = "bad_version_name"
+            reason = f"the folder {home}/{version} cannot name a dataset version: copy its files into one that can, with `mlops land`"
+        yield info.key, info.etag, info.size, info.last_modified, version, code, reason
 
 
 # --- the trigger ledger ---------------------------------------------------------------------------------------------------------
@@ -577,47 +719,47 @@ def runs_asked(connection: Connection, system: str, since: datetime | None = Non
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What the nightly look at everything found. `deleted`: accepted objects that are gone from the landing zone (their bytes are not)."""
+    """What the nightly look at everything found. `deleted`: accepted objects that are gone from the landing zone (their bytes are not);
+    `odd`: what is new and cannot be used, whatever the reason."""
 
     objects: int
     late: int
     strays: int
     deleted: int
+    odd: int = 0
 
 
-def reconcile(engine: Engine, store: ObjectStore, system: str) -> Reconciled:
+def late_reason(system: str, version: str, *, refused: bool = False) -> str:
+    """Why an object of a closed version is not taken, with the next command."""
+    extends = "" if refused else f" --parent {version}"
+    return f"it came after {version} was closed: land it as a new version, `mlops land {system} PATH --dataset-version NEW{extends}`"
+
+
+def reconcile(engine: Engine, store: ObjectStore, system: str, *, systems: Collection[str] = ()) -> Reconciled:
     """Read the whole landing folder again: what came after its version was closed is quarantined as `late`, what lies outside any version
-    as `no_version`. What is deleted is only counted: frozen bytes are copies."""
+    as `no_version`, what cannot be used as what it is. What is deleted is only counted: frozen bytes are copies.
+
+    Args:
+        systems: all that exist: the first of them also looks at what lies in no system's folder.
+    """
     from sqlalchemy import text
 
-    prefix = prefix_of(system)
     with engine.begin() as connection:
-        objects = _stage(connection, _landed_objects(store, prefix))
-        connection.execute(text("ALTER TABLE seen ADD COLUMN version text"))
-        connection.execute(
-            text("UPDATE seen SET version = CASE WHEN substr(key, :n) LIKE '%/%' THEN split_part(substr(key, :n), '/', 1) ELSE '' END"),
-            {"n": len(prefix) + 2},
-        )
-        late = connection.execute(
+        objects = _stage_lying(connection, "seen", _lying(store, system, prefix_of(system)))
+        turned_away = connection.execute(
             text(
-                "INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, reason_code, reason) "
-                "SELECT :s, version, key, etag, size, last_modified, 'quarantined', 'late', "
-                "'it came after ' || version || ' was closed: land it as a new version that extends it' "
-                "FROM seen JOIN dataset_version d USING (version) WHERE d.system = :s AND d.state <> 'open' "
+                "WITH added AS (INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, reason_code, reason) "
+                "SELECT :s, version, key, etag, size, last_modified, 'quarantined', coalesce(code, 'late'), "
+                "coalesce(seen.reason, replace(CASE d.state WHEN 'refused' THEN :alone ELSE :extending END, '{}', version)) "
+                "FROM seen LEFT JOIN (SELECT version, state FROM dataset_version WHERE system = :s) d USING (version) "
                 # An overwritten object of a closed version that is still to be frozen is the freezing's to judge.
-                "AND NOT EXISTS (SELECT FROM landing_object l WHERE l.system = :s AND l.version = seen.version AND l.key = seen.key "
-                "                AND l.state = 'pending') ON CONFLICT DO NOTHING"
+                "WHERE code IS NOT NULL OR (d.state <> 'open' AND NOT EXISTS (SELECT FROM landing_object l WHERE l.system = :s "
+                "AND l.version = seen.version AND l.key = seen.key AND l.state = 'pending')) ON CONFLICT DO NOTHING RETURNING reason_code) "
+                "SELECT reason_code, count(*) AS n FROM added GROUP BY reason_code"
             ),
-            {"s": system},
-        ).rowcount
-        strays = connection.execute(
-            text(
-                "INSERT INTO landing_object (system, version, key, etag, size, last_modified, state, reason_code, reason) "
-                "SELECT :s, '', key, etag, size, last_modified, 'quarantined', 'no_version', "
-                "'it lies in no version''s folder: land it with `mlops land`' FROM seen WHERE version = '' ON CONFLICT DO NOTHING"
-            ),
-            {"s": system},
-        ).rowcount
+            {"s": system, "alone": late_reason(system, "{}", refused=True), "extending": late_reason(system, "{}")},
+        )
+        new = {str(row.reason_code): int(row.n) for row in turned_away}
         deleted = connection.execute(
             text(
                 "SELECT count(*) FROM landing_object l WHERE l.system = :s AND l.state = 'accepted' "
@@ -625,4 +767,16 @@ def reconcile(engine: Engine, store: ObjectStore, system: str) -> Reconciled:
             ),
             {"s": system},
         ).scalar_one()
-    return Reconciled(objects, int(late), int(strays), int(deleted))
+        if systems and system == min(systems):
+            new["unknown_system"] = _turn_away(connection, system, _of_no_system(store, systems)).count
+    late, strays = new.pop("late", 0), new.pop("no_version", 0)
+    return Reconciled(objects, late, strays, int(deleted), sum(new.values()))
+
+
+def _of_no_system(store: ObjectStore, systems: Collection[str]) -> Iterator[_Lying]:
+    """Everything in the landing zone that is in no system's folder, to be turned away."""
+    folders, loose = store.level("landing")
+    others = (info for name in folders if name not in systems for info in store.list(f"landing/{name}"))
+    for info in chain(loose, others):
+        reason = f"it lies in no system's folder (these are {', '.join(sorted(systems))}): land it with `mlops land`, or remove it"
+        yield info.key, info.etag, info.size, info.last_modified, "", "unknown_system", info.odd.reason if info.odd else reason

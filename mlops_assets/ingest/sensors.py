@@ -4,7 +4,7 @@ Belongs here: what to hand to Dagster, and when. Does not belong here: when a ve
 (`comments.py`), anything slow to import: a sensor's process starts often.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -85,15 +85,15 @@ def _nothing(done: objects.Tick) -> str:
     return "; ".join(said)[:1000] or "nothing new"
 
 
-def reconciliation(system: str) -> dg.Definitions:
-    """The job that reads the system's landing folder again, and its nightly schedule."""
+def reconciliation(system: str, systems: Collection[str] = ()) -> dg.Definitions:
+    """The job that reads the system's landing folder again, and its nightly schedule. `systems`: all that exist."""
 
     @dg.op(name=f"{system}_reconcile_landing_zone")
     def reconcile(context: dg.OpExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> None:
         with postgres.engine() as engine:
-            done = objects.reconcile(engine, store.open(), system)
+            done = objects.reconcile(engine, store.open(), system, systems=systems)
         context.log.info(
-            f"{done.objects} objects; new in quarantine: {done.late} late, {done.strays} outside any version; "
+            f"{done.objects} objects; new in quarantine: {done.late} late, {done.strays} outside any version, {done.odd} not usable; "
             f"{done.deleted} accepted ones were deleted since (their frozen bytes stay)"
         )
 

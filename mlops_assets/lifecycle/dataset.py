@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, names
 from mlops_assets.database import copy_rows, lock
-from mlops_assets.ingest.objects import is_marker, prefix_of
+from mlops_assets.ingest.objects import is_marker, late_reason, prefix_of
 from mlops_assets.lifecycle import outbox
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
-from mlops_assets.store import ObjectInfo, sha256_file
+from mlops_assets.store import NotAFile, ObjectInfo, odd, sha256_file
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -288,6 +288,8 @@ def freeze(
     crash.reach("freeze.after_copy")
     own = [Entry(j.info.key, j.info.size, j.sha256, j.info.etag, j.info.last_modified, version) for j in judged if j.sha256 is not None]
     if not own:
+        if all(j.code == "unreadable" for j in judged) and judged:
+            raise DatasetError(f"no object of {system} {version} may be read: give the platform's user the right, and materialize again")
         codes = sorted({str(j.code) for j in judged})
         why = f"no object was accepted ({', '.join(codes)})" if codes else "it holds no object"
         _commit(engine, system, version, judged, None, why)
@@ -311,12 +313,12 @@ def _judge(engine: Engine, store: ObjectStore, system: str, version: str, limit:
             {"s": system, "v": version},
         ).all()
     pending = {row.key for row in rows if row.state == "pending"}
-    now = {info.key: info for info in store.list(prefix_of(system, version)) if not is_marker(info.key)}
-    judged = [
-        _Judged(info, code="late", reason=f"it came after {version} was closed: land it as a new version that extends it")
-        for key, info in now.items()
-        if key not in pending
-    ]
+    found = list(store.list(prefix_of(system, version)))
+    now = {info.key: info for info in found if info.odd is None and not is_marker(info)}
+    judged = [_Judged(info, code="late", reason=late_reason(system, version)) for key, info in now.items() if key not in pending]
+    judged += [_Judged(info, code=info.odd.code, reason=info.odd.reason) for info in found if info.odd and not is_marker(info)]
+    if hidden := next((info for info in found if info.odd and info.odd.code == "unreadable"), None):
+        raise DatasetError(f"{store.uri(hidden.key)} may not be read: give the platform's user the right, then materialize `dataset` again")
     scratch.mkdir(parents=True, exist_ok=True)
     there = sorted(pending & now.keys())
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
@@ -353,6 +355,11 @@ def _copy(store: ObjectStore, listed: ObjectInfo, limit: int, scratch: Path) -> 
             info = store.head(info.key)
         except FileNotFoundError:
             return None
+        except (NotAFile, PermissionError) as error:
+            why = odd("link" if isinstance(error, NotAFile) else "unreadable")
+            if store.local_root is None:  # credentials that expired are nobody's object
+                raise
+            return _Judged(info, code=why.code, reason=why.reason)
         finally:
             copy.unlink(missing_ok=True)
     raise DatasetError(

@@ -106,7 +106,7 @@ def _newest(engine: Engine, store: ObjectStore) -> tuple[str, str] | None:
         version = connection.execute(text(newest), {"s": SYSTEM}).scalar_one_or_none()
         if version is None:
             return None
-        found = "SELECT key, sha256 FROM landing_object WHERE system = :s AND version = :v AND reason_code IS DISTINCT FROM 'late'"
+        found = "SELECT key, sha256 FROM landing_object WHERE system = :s AND version = :v AND (sha256 IS NOT NULL OR state = 'pending')"
         rows = connection.execute(text(found), {"s": SYSTEM, "v": version}).all()
     if len(rows) != 1:
         return str(version), ""
