@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from mlops_assets import database
@@ -116,3 +117,10 @@ def test_an_installation_of_before_keeps_its_champion_and_its_history_when_it_is
     assert "older than schema 0016" in verdict.sentence and "materialize `toy/trained_model` again" in verdict.sentence
     trained = world.attempt("v3", content="three")
     assert world.registrar().register(trained.id, world.report(trained, BETTER | {"f1": 0.95})).verdict.outcome == "promoted"
+
+
+def test_migrations_stand_in_one_line():
+    """Two that were written side by side both follow the same one: nothing migrates any more."""
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    assert len(ScriptDirectory.from_config(config).get_heads()) == 1
