@@ -26,13 +26,15 @@ from mlops_assets_tests.factories import World, config_of
 from mlops_assets_tests.serving.bundles import brightness_probabilities, make_image_bundle, png
 from mlops_assets_tests.serving.running import Running, promote, register_folder, running
 
-SYSTEM = "sentiment"  # a system that the server knows; the bundle's kind decides what it reads
+SYSTEM = "tires"
 
 
 @pytest.fixture
 def server(engine: Engine, settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[Running]:
     world = World(engine, settings, store, SYSTEM, config_of(SYSTEM))
-    promote(world, register_folder(world, make_image_bundle(tmp_path / "bundle", system=SYSTEM)))
+    folder = make_image_bundle(tmp_path / "bundle", system=SYSTEM)
+    manual = config_of(SYSTEM, mode="manual")
+    promote(world, register_folder(world, folder, manual), manual)
     with running(settings) as found:
         yield found
 
@@ -226,7 +228,7 @@ def test_the_command_sends_files(
     monkeypatch.setattr(cli, "load_settings", lambda: settings.model_copy(update={"serve_url": server.url}))
     cli.predict(SYSTEM, str(photo), str(photo))
     assert capsys.readouterr().out.count("photo.png") == 2
-    with pytest.raises(cli.Stop, match="not_base64"):
+    with pytest.raises(cli.Stop, match="is no file: tires reads pictures"):
         cli.predict(SYSTEM, str(tmp_path / "missing.png"))
 
 
