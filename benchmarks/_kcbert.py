@@ -97,8 +97,10 @@ def build(folder: Path, seed: int = 0) -> Path:
     fast.model_input_names = ["input_ids", "attention_mask"]
     fast.save_pretrained(folder / "fp32")
     export.export_text_model(model, folder / "fp32.onnx", vocabulary=30_000, max_length=MAX_LENGTH)
-    export.quantize(folder / "fp32.onnx", bundle / "model.onnx")
+    shutil.copy(folder / "fp32.onnx", bundle / "model.onnx")
     write_spec(bundle, "sentiment")
+    feeds = load_text_predictor(bundle, 1).feeds(reviews(200))
+    export.quantize(feeds)(folder / "fp32.onnx", bundle / "model.onnx")
     predictor = load_text_predictor(bundle, 1)
     export.write_golden(bundle, samples[:8], predictor.probabilities)
     return bundle

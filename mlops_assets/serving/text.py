@@ -179,15 +179,23 @@ class TextPredictor:
             return None
         return JOINT.join(label for label in self.labels if label in given)
 
-    def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
-        """Logits of one micro-batch of token ids."""
+    def feeds(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """The texts as the model takes them, in micro-batches of like length: `input_ids` and `attention_mask`, int64 [rows, tokens]."""
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        return [self._feed([encoded[i] for i in rows]) for rows in _micro_batches([len(ids) for ids in encoded])]
+
+    def _feed(self, encoded: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         longest = max(len(ids) for ids in encoded)
         ids = np.full((len(encoded), longest), self._pad, np.int64)
         mask = np.zeros((len(encoded), longest), np.int64)
         for row, tokens in enumerate(encoded):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        return np.asarray(self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0])
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits of one micro-batch of token ids."""
+        return np.asarray(self._session.run(["logits"], self._feed(encoded))[0])
 
 
 def _micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -31,6 +31,8 @@ MIN_EQUAL_LABELS = 0.99
 MAX_ACCURACY_LOSS = 0.003
 #: With fewer rows than this, one flipped label would break MIN_EQUAL_LABELS by chance alone.
 MIN_JUDGED_ROWS = 200
+#: So many training rows say in which ranges a network's numbers lie.
+CALIBRATION_ROWS = 1_000
 GOLDEN_TOLERANCE = 0.02
 OPSET = 17
 
@@ -202,10 +204,18 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
-    def linear(self, name: str, source: str, layer: Any) -> str:
-        """source @ W + b. torch keeps W transposed."""
-        product = self.node("MatMul", [source, self.weight(f"{name}.weight", layer.weight.T)], f"{name}.product")
-        return self.node("Add", [product, self.weight(f"{name}.bias", layer.bias)], f"{name}.sum")
+    def split(self, source: str, name: str, sizes: Sequence[int], axis: int) -> list[str]:
+        from onnx import helper
+
+        parts = [f"{name}{number}" for number in range(len(sizes))]
+        lengths = self.weight(f"{name}.sizes", np.array(sizes, np.int64))
+        self.nodes.append(helper.make_node("Split", [source, lengths], parts, name=name, axis=axis))
+        return parts
+
+    def linear(self, name: str, source: str, weight: Any, bias: Any) -> str:
+        """source @ weight + bias."""
+        product = self.node("MatMul", [source, self.weight(f"{name}.weight", weight)], f"{name}.product")
+        return self.node("Add", [product, self.weight(f"{name}.bias", bias)], f"{name}.sum")
 
     def norm_of_sum(self, name: str, source: str, skip: str, layer: Any) -> str:
         """LayerNorm(source + skip). `Sum`, not `Add`: the engine would make one operator of the two that takes five times as long."""
@@ -215,42 +225,44 @@ class _Graph:
 
 
 MICROSOFT = "com.microsoft"
+#: Attention scores beyond this are cut: exp(80) times any number of tokens is still a float. Those of trained networks stay below 40.
+MAX_SCORE = 80.0
 
 
 def bert_graph(model: Any) -> onnx.ModelProto:
-    """A `BertForSequenceClassification` as ONNX with fused attention and GELU, that computes no padding.
+    """A `BertForSequenceClassification` as ONNX that computes no padding and answers a text alike whatever stands beside it, to the bit.
 
-    The words of all texts of a batch go through the layers as one sequence [1, tokens, hidden]; a mask keeps every text to itself. Padding
+    The words of all texts of a batch go through the layers as one sequence [tokens, hidden]; a mask keeps every text to itself. Padding
     costs nothing, and the matrices are large enough to keep a processor busy however short the texts are. The last layer's output is
     computed for the first token of each text alone: nothing else of it is read.
     """
-    import torch
     from onnx import TensorProto, helper
 
     config, graph = model.config, _Graph()
     if config.hidden_act != "gelu":
         raise ValueError(f"hidden_act {config.hidden_act!r}: only gelu is known here")
+    for weight, value in (("least_score", -MAX_SCORE), ("largest_score", MAX_SCORE)):
+        graph.weight(weight, np.array(value, np.float32))
+    graph.weight("last", np.array([-1], np.int64))
     hidden = _embeddings(graph, model.bert.embeddings)
     last = len(model.bert.encoder.layer) - 1
     for number, layer in enumerate(model.bert.encoder.layer):
         attention, name = layer.attention, f"layer{number}"
-        parts = (attention.self.query, attention.self.key, attention.self.value)
-        weight = graph.weight(f"{name}.qkv.weight", torch.cat([part.weight.T for part in parts], dim=1))
-        bias = graph.weight(f"{name}.qkv.bias", torch.cat([part.bias for part in parts]))
-        heads = config.num_attention_heads
-        attended = graph.node("Attention", [hidden, weight, bias, "same_text"], f"{name}.attended", MICROSOFT, num_heads=heads)
+        attended = _attended(graph, name, hidden, attention.self, config.num_attention_heads)
         if number == last:
-            attended = graph.node("Gather", [attended, "first_tokens"], "first.attended", axis=1)
-            hidden = graph.node("Gather", [hidden, "first_tokens"], "first.hidden", axis=1)
+            attended = graph.node("Gather", [attended, "first_tokens"], "first.attended", axis=0)
+            hidden = graph.node("Gather", [hidden, "first_tokens"], "first.hidden", axis=0)
         out = attention.output
-        hidden = graph.norm_of_sum(f"{name}.attention_norm", graph.linear(f"{name}.projected", attended, out.dense), hidden, out.LayerNorm)
-        active = graph.node("Gelu", [graph.linear(f"{name}.inner", hidden, layer.intermediate.dense)], f"{name}.gelu", MICROSOFT)
-        hidden = graph.norm_of_sum(
-            f"{name}.output_norm", graph.linear(f"{name}.outer", active, layer.output.dense), hidden, layer.output.LayerNorm
-        )
-    texts = graph.node("Squeeze", [hidden, "axis0"], "texts")
-    pooled = graph.node("Tanh", [graph.linear("pooler", texts, model.bert.pooler.dense)], "pooled")
-    graph.node("Identity", [graph.linear("classifier", pooled, model.classifier)], "logits")
+        weight = _each_head_wider(out.dense.weight.T, config.num_attention_heads, 0)
+        projected = graph.linear(f"{name}.projected", attended, weight, out.dense.bias)
+        hidden = graph.norm_of_sum(f"{name}.attention_norm", projected, hidden, out.LayerNorm)
+        inner, outer = layer.intermediate.dense, layer.output.dense
+        active = graph.node("Gelu", [graph.linear(f"{name}.inner", hidden, inner.weight.T, inner.bias)], f"{name}.gelu", MICROSOFT)
+        wider = graph.linear(f"{name}.outer", active, outer.weight.T, outer.bias)
+        hidden = graph.norm_of_sum(f"{name}.output_norm", wider, hidden, layer.output.LayerNorm)
+    pooler, classifier = model.bert.pooler.dense, model.classifier
+    pooled = graph.node("Tanh", [graph.linear("pooler", hidden, pooler.weight.T, pooler.bias)], "pooled")
+    graph.node("Identity", [graph.linear("classifier", pooled, classifier.weight.T, classifier.bias)], "logits")
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")]
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", config.num_labels])
     return helper.make_model(
@@ -261,10 +273,48 @@ def bert_graph(model: Any) -> onnx.ModelProto:
     )
 
 
-def _embeddings(graph: _Graph, embeddings: Any) -> str:
-    """LayerNorm(words + positions + token type 0) [1, tokens, hidden] of the tokens that the mask shows, row after row.
+def _attended(graph: _Graph, name: str, hidden: str, attention: Any, heads: int) -> str:
+    """Self-attention of `hidden` [tokens, hidden], every text to itself; each head has one more column than its values, a 1.
 
-    Makes `same_text` int32 [1, tokens, tokens], what may look at what, and `first_tokens` int64 [batch], where each text begins.
+    The engine's own softmax adds in lanes, by place in the batch, so that last bits depend on what stands beside a text, and int8 makes
+    whole steps of last bits. Here the sum is a column of the product with the values (they get a column of ones): a product adds one term
+    after the other, and the terms of other texts are 0.
+    """
+    import torch
+
+    size = attention.query.out_features // heads
+    scale = size**-0.5  # of the scores, here in the queries
+    values = _each_head_wider(attention.value.weight, heads, 0)
+    value_bias = _each_head_wider(attention.value.bias, heads, 1)
+    weight = torch.cat([attention.query.weight * scale, attention.key.weight, values]).T
+    added = graph.linear(f"{name}.qkv", hidden, weight, torch.cat([attention.query.bias * scale, attention.key.bias, value_bias]))
+    sizes = [size, size, size + 1]
+    parts = graph.split(added, f"{name}.part", [heads * each for each in sizes], axis=1)
+    query, key, value = (
+        graph.node("Reshape", [part, graph.weight(f"{part}.shape", np.array([-1, heads, each], np.int64))], f"{part}.by_head")
+        for part, each in zip(parts, sizes, strict=True)
+    )
+    scores = graph.node("FusedMatMul", [query, key], f"{name}.scores", MICROSOFT, transBatchA=1, transBatchB=1, transB=1)
+    shares = graph.node("Exp", [graph.node("Clip", [scores, "least_score", "largest_score"], f"{name}.cut")], f"{name}.shares")
+    own = graph.node("Mul", [shares, "same_text"], f"{name}.own")  # [heads, tokens, tokens]
+    summed = graph.node("MatMul", [own, graph.node("Transpose", [value], f"{name}.values", perm=[1, 0, 2])], f"{name}.summed")
+    total = graph.node("Gather", [summed, "last"], f"{name}.total", axis=2)
+    mean = graph.node("Transpose", [graph.node("Div", [summed, total], f"{name}.by_head")], f"{name}.mean", perm=[1, 0, 2])
+    return graph.node("Reshape", [mean, graph.weight(f"{name}.shape", np.array([-1, heads * (size + 1)], np.int64))], f"{name}.attended")
+
+
+def _each_head_wider(weight: Any, heads: int, fill: float) -> Any:
+    """`weight` [heads * size, ...] with a row of `fill` after the rows of each head."""
+    import torch
+
+    rows = weight.reshape(heads, -1, *weight.shape[1:])
+    return torch.cat([rows, torch.full_like(rows[:, :1], fill)], dim=1).flatten(0, 1)
+
+
+def _embeddings(graph: _Graph, embeddings: Any) -> str:
+    """LayerNorm(words + positions + token type 0) [tokens, hidden] of the tokens that the mask shows, row after row.
+
+    Makes `same_text` [tokens, tokens], 1 where a token looks and 0 where not, and `first_tokens` int64 [batch], where each text begins.
     """
     from onnx import TensorProto
 
@@ -273,7 +323,7 @@ def _embeddings(graph: _Graph, embeddings: Any) -> str:
     rows = graph.node("Gather", [shown, graph.weight("zero", np.array(0, np.int64))], "rows", axis=0)
     columns = graph.node("Gather", [shown, graph.weight("one", np.array(1, np.int64))], "columns", axis=0)
     same = graph.node("Equal", [graph.node("Unsqueeze", [rows, axis0], "row"), graph.node("Unsqueeze", [rows, axis1], "row_of")], "same")
-    graph.node("Unsqueeze", [graph.node("Cast", [same], "same_as_int", to=TensorProto.INT32), axis0], "same_text")
+    graph.node("Cast", [same], "same_text", to=TensorProto.FLOAT)
     begins = graph.node("NonZero", [graph.node("Equal", [columns, "zero"], "is_first")], "begins")
     graph.node("Squeeze", [begins, axis0], "first_tokens")
 
@@ -281,7 +331,7 @@ def _embeddings(graph: _Graph, embeddings: Any) -> str:
     table = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]  # one table for both
     words = graph.node("Gather", [graph.weight("embeddings.words", embeddings.word_embeddings.weight), tokens], "words")
     positions = graph.node("Gather", [graph.weight("embeddings.positions", table), columns], "positions")
-    added = graph.node("Unsqueeze", [graph.node("Add", [words, positions], "embedded"), axis0], "sequence")
+    added = graph.node("Add", [words, positions], "sequence")
     norm = embeddings.LayerNorm
     weights = [graph.weight("embeddings.gamma", norm.weight), graph.weight("embeddings.beta", norm.bias)]
     return graph.node("LayerNormalization", [added, *weights], "hidden", axis=-1, epsilon=norm.eps)
@@ -290,28 +340,106 @@ def _embeddings(graph: _Graph, embeddings: Any) -> str:
 # --- int8 -----------------------------------------------------------------------------------------------------------------------
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Weights int8 (one scale per output channel, embeddings too), activations uint8 measured as they come.
+def quantize(feeds: Sequence[Mapping[str, np.ndarray]]) -> Callable[[Path, Path], None]:
+    """A `how` of `to_int8` for networks of matrix products: weights int8 (one scale per output channel, embeddings too), activations uint8.
+
+    Activations have the ranges that they have over `feeds` (inputs of the model, as a server gives them): measured as they come instead,
+    the range would be that of all texts of a batch, and an answer would depend on what is asked beside it (by up to 0.13).
 
     Weights use 7 of their 8 bits: processors with AVX2 and without VNNI add pairs of products in 16 bits, which full weights overflow (one
     label in twenty changed); with 7 a bundle answers alike on every machine. The classifier stays fp32, it is small and decides.
     """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph = onnx.load(str(source)).graph
-    last = next(node for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
-    with _quiet():
-        quantize_dynamic(
-            str(source),
-            str(target),
-            op_types_to_quantize=["MatMul", "Attention", "Gather", "Gemm"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[last.name],
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+    def quantized(source: Path, target: Path) -> None:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        model = onnx.load(str(source))
+        model.graph.ClearField("value_info")  # torch's notes of shapes, of weights that the quantizer turns round
+        last = next(node for node in reversed(model.graph.node) if node.op_type in ("MatMul", "Gemm"))
+        with _quiet():
+            quantize_dynamic(
+                model,
+                str(target),
+                op_types_to_quantize=["MatMul", "Attention", "Gather", "Gemm"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[last.name, f"{last.name}_MatMul"],  # the second: a Gemm, as the quantizer takes it apart
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
+        model = onnx.load(str(target))
+        _fix_scales(model.graph, _ranges(source, _measured(model.graph), feeds))
+        onnx.save(model, str(target))
+
+    return quantized
+
+
+def _measured(graph: onnx.GraphProto) -> list[str]:
+    """Names of the activations that `graph` would measure anew in every batch."""
+    return [node.input[0] for node in graph.node if node.op_type == "DynamicQuantizeLinear"]
+
+
+def _ranges(source: Path, names: Sequence[str], feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """The least and the largest value (0 among them) of each activation `names` of the fp32 model over `feeds`."""
+    import onnx
+    import onnxruntime as ort
+
+    model = onnx.load(str(source))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    running = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = dict.fromkeys(names, (0.0, 0.0))
+    for feed in feeds:
+        for name, values in zip(names, running.run(list(names), dict(feed)), strict=True):
+            low, high = found[name]
+            found[name] = min(low, float(values.min())), max(high, float(values.max()))
+    return found
+
+
+def _fix_scales(graph: onnx.GraphProto, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Replace each measurement of `graph` by the scale and the zero point of its range, and join products with their scales and biases."""
+    from onnx import helper, numpy_helper
+
+    for place, node in enumerate(list(graph.node)):
+        if node.op_type != "DynamicQuantizeLinear":
+            continue
+        values, scale, zero = node.output
+        low, high = ranges[node.input[0]]
+        step = np.float32((high - low) / 255 or 1.0)
+        graph.initializer.append(numpy_helper.from_array(np.array(step, np.float32), scale))
+        graph.initializer.append(numpy_helper.from_array(np.array(np.clip(round(-low / step), 0, 255), np.uint8), zero))
+        graph.node[place].CopyFrom(helper.make_node("QuantizeLinear", [node.input[0], scale, zero], [values], name=node.name))
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    constants = {weight.name for weight in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "MatMulInteger"]:
+        _join(graph, node, readers, constants)
+
+
+def _join(graph: onnx.GraphProto, product: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], constants: set[str]) -> None:
+    """One `MatMulIntegerToFloat` in place of the nodes that quantize_dynamic writes: integers, cast, times both scales, plus bias.
+
+    The engine's optimizer finds them only where the scale is measured; apart, they take a sixth of the time.
+    """
+    from onnx import helper
+
+    (cast,) = readers[product.output[0]]
+    (scaled,) = readers[cast.output[0]]
+    scales = next(node for node in graph.node if node.output[0] == scaled.input[1])
+    inputs = [*product.input[:2], *scales.input, *product.input[2:]]
+    last = scaled
+    after = readers.get(scaled.output[0], [])
+    if len(after) == 1 and after[0].op_type == "Add":
+        bias = [name for name in after[0].input if name in constants]
+        if bias:
+            inputs, last = [*inputs, bias[0]], after[0]
+    joined = helper.make_node("MatMulIntegerToFloat", inputs, list(last.output), name=product.name, domain=MICROSOFT)
+    for node in (product, cast, scales, scaled):
+        if node is not last:
+            graph.node.remove(node)
+    last.CopyFrom(joined)
 
 
 def convolutions_to_int8(images: np.ndarray) -> Callable[[Path, Path], None]:
@@ -380,19 +508,19 @@ def to_int8(
     fp32: np.ndarray,
     predict_logits: Callable[[], np.ndarray],
     judge: Callable[[np.ndarray], Int8Quality],
-    how: Callable[[Path, Path], None] | None = None,
+    how: Callable[[Path, Path], None],
 ) -> tuple[np.ndarray, str]:
     """Quantize the folder's `model.onnx` and keep that only when it answers as well; the logits and the precision that were kept.
 
     Args:
         predict_logits: what the bundle in `folder` answers now, on the judged rows; `fp32` is what it answered before.
-        how: (source, target) writes the quantized model; default: `quantize`.
+        how: (source, target) writes the quantized model, as `quantize` or `convolutions_to_int8` does.
     """
     target = folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
         original = Path(aside) / "fp32.onnx"
         target.rename(original)
-        (how or quantize)(original, target)
+        how(original, target)
         int8 = predict_logits()
         quality = judge(int8)
         log.info("int8: %.2f%% of %d labels equal, accuracy %+.4f", 100 * quality.equal_labels, quality.rows, -quality.accuracy_loss)

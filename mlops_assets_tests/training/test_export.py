@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnxruntime.quantization import quantize_dynamic
 
 from mlops_assets.training import export
 
@@ -68,7 +69,7 @@ def test_graph_is_fused_and_takes_two_inputs(exported: tuple[torch.nn.Module, Pa
     graph = onnx.load(str(exported[1])).graph
     assert [i.name for i in graph.input] == ["input_ids", "attention_mask"]
     assert [o.name for o in graph.output] == ["logits"]
-    assert sum(node.op_type == "Attention" for node in graph.node) == 2
+    assert sum(node.op_type == "Gelu" for node in graph.node) == 2
 
 
 def test_other_architectures_are_exported_too(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_int8_is_a_quarter_of_the_size_and_gives_nearly_the_same_answers(tmp_path: Path) -> None:
     model, fp32, int8 = bert(hidden=64), tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     export.export_text_model(model, fp32, vocabulary=VOCABULARY, max_length=LENGTH)
-    export.quantize(fp32, int8)
+    export.quantize([inputs(100, LENGTH, seed=1)])(fp32, int8)
     assert int8.stat().st_size < 0.45 * fp32.stat().st_size
     feed = inputs(500, LENGTH)
     wanted, found = answers(fp32, feed), answers(int8, feed)
@@ -115,6 +116,46 @@ def test_int8_is_a_quarter_of_the_size_and_gives_nearly_the_same_answers(tmp_pat
     sure = np.abs(wanted[:, 0] - wanted[:, 1]) > np.quantile(np.abs(wanted[:, 0] - wanted[:, 1]), 0.2)
     assert (wanted.argmax(axis=1) == found.argmax(axis=1))[sure].mean() >= export.MIN_EQUAL_LABELS
     assert np.abs(wanted - found).max() > 0, "it is quantized"
+
+
+def test_the_same_text_has_the_same_answer_whatever_stands_beside_it(tmp_path: Path) -> None:
+    model, fp32, int8, measured = bert(hidden=64), tmp_path / "fp32.onnx", tmp_path / "int8.onnx", tmp_path / "measured.onnx"
+    export.export_text_model(model, fp32, vocabulary=VOCABULARY, max_length=LENGTH)
+    export.quantize([inputs(100, LENGTH, seed=1)])(fp32, int8)
+    feed = inputs(60, LENGTH)
+    together = {"input_ids": feed["input_ids"][20:29], "attention_mask": feed["attention_mask"][20:29]}
+
+    def moved(model: Path) -> float:
+        alone = np.concatenate([answers(model, {name: array[[row]] for name, array in together.items()}) for row in range(9)])
+        return float(np.abs(alone - answers(model, together)).max())
+
+    assert moved(int8) < 1e-6
+    quantize_dynamic(str(fp32), str(measured), per_channel=True, reduce_range=True, extra_options={"DefaultTensorType": 1})
+    assert moved(measured) > 1e-3, "the control: ranges that are measured in every batch"
+
+
+def test_int8_has_no_node_that_measures_or_scales_by_itself(tmp_path: Path) -> None:
+    import onnx
+
+    export.export_text_model(bert(), tmp_path / "fp32.onnx", vocabulary=VOCABULARY, max_length=LENGTH)
+    export.quantize([inputs(9, LENGTH)])(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 2 * 4 + 1
+    assert not {"DynamicQuantizeLinear", "MatMulInteger"} & set(kinds)
+
+
+def test_other_architectures_are_quantized_too(tmp_path: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dim=16, hidden_dim=32, n_layers=1, n_heads=2, num_labels=2
+    )
+    model = DistilBertForSequenceClassification(config).eval()
+    export.export_text_model(model, tmp_path / "fp32.onnx", vocabulary=VOCABULARY, max_length=LENGTH)
+    feed = inputs(40, LENGTH)
+    export.quantize([feed])(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    assert 0 < np.abs(answers(tmp_path / "fp32.onnx", feed) - answers(tmp_path / "int8.onnx", feed)).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -182,11 +182,13 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
     logits, precision = logits_now(), "fp32"
     if choice.model.int8:
         fp32, rule = logits, _rule(section, tuned(logits))
+        learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
         logits, precision = writing.to_int8(
             folder,
             fp32,
             logits_now,
             lambda int8: writing.int8_quality_of_labels(fp32, int8, truth, lambda found: rule(sigmoid(found))),
+            writing.quantize(load_predictor(folder, context.threads).feeds(learned)),
         )
     temperature = fit_temperature(logits, truth)
     _describe(folder, section, precision, temperature, tuned(logits, temperature))

@@ -163,7 +163,9 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
     logits, precision = logits_now(), "fp32"
     if choice.model.int8:
         fp32 = logits
-        logits, precision = writing.to_int8(folder, fp32, logits_now, lambda int8: writing.int8_quality(fp32, int8, labels))
+        learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
+        how = writing.quantize(load_predictor(folder, context.threads).feeds(learned))
+        logits, precision = writing.to_int8(folder, fp32, logits_now, lambda int8: writing.int8_quality(fp32, int8, labels), how)
     _describe(folder, length, precision, fit_temperature(logits, labels))
     writing.write_golden(folder, list(text.golden(judged)), load_predictor(folder, context.threads).probabilities)
 
