@@ -34,6 +34,8 @@ MIN_JUDGED_ROWS = 200
 #: So many training rows say in which ranges a network's numbers lie.
 CALIBRATION_ROWS = 1_000
 GOLDEN_TOLERANCE = 0.02
+#: An input has the same probabilities alone and in a batch, but for so much.
+BATCH_TOLERANCE = 1e-3
 OPSET = 17
 
 
@@ -549,4 +551,4 @@ def write_golden(folder: Path, samples: Sequence[str], probabilities: Callable[[
     """`golden.json`: what the written bundle itself answers, so that a server can see that its copy and its machine answer the same."""
     rows = probabilities(samples).tolist()
     content = [{"input": text, "probs": [round(p, 6) for p in row]} for text, row in zip(samples, rows, strict=True)]
-    write_json(folder / "golden.json", {"samples": content, "tolerance": GOLDEN_TOLERANCE})
+    write_json(folder / "golden.json", {"samples": content, "tolerance": GOLDEN_TOLERANCE, "batch_tolerance": BATCH_TOLERANCE})

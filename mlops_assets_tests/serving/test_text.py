@@ -109,6 +109,29 @@ def test_golden_samples_decide(tmp_path: Path) -> None:
         loading.load(make_bundle(tmp_path / "nan", nan=True, golden=(float("nan"), float("nan"))), "sentiment", 1)
 
 
+def test_a_bundle_whose_answers_depend_on_their_neighbours_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.training.export import write_golden
+
+    make_bundle(tmp_path)
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "own"
+    model.graph.node.append(helper.make_node("ReduceMax", ["own"], ["largest"], axes=[0], keepdims=1))
+    model.graph.node.append(helper.make_node("Div", ["own", "largest"], ["logits"]))  # as a scale that is measured in every batch
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    predictor = load_text_predictor(tmp_path, 1)
+    write_golden(tmp_path, ["좋은 영화", "최고"], predictor.probabilities)
+    with pytest.raises(BadBundle, match="alone and .* in a batch"):
+        loading.load(tmp_path, "sentiment", 1)
+    golden = json.loads((tmp_path / "golden.json").read_text())
+    (tmp_path / "golden.json").write_text(json.dumps({**golden, "batch_tolerance": None}))
+    loading.load(tmp_path, "sentiment", 1)  # the control: all of them at once tell nothing
+
+
 def test_a_child_that_dies_is_a_bad_bundle(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     (tmp_path / "bundle.json").write_bytes(b"\xff\xfe")
