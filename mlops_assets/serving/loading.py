@@ -107,7 +107,7 @@ def check_golden(predictor: Predictor, golden: dict[str, Any]) -> None:
         if not _furthest(got, sample["probs"]) <= tolerance:
             found = [round(g, 4) for g in got]
             raise BadBundle("golden", f"golden sample {number} gives {found}, not {sample['probs']} (tolerance {tolerance})")
-        if between is not None:
+        if isinstance(between, int | float):
             (answer,) = predictor.predict([sample["input"]])
             alone = [answer["probs"][label] for label in predictor.labels]
             if not _furthest(alone, got) <= between:
