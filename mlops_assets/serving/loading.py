@@ -95,8 +95,11 @@ def check_golden(predictor: Predictor, golden: dict[str, Any]) -> None:
 
     Bundles of before `batch_tolerance` are not asked alone: their int8 depends on the batch.
     """
-    samples, tolerance, between = golden.get("samples"), golden.get("tolerance"), golden.get("batch_tolerance")
-    if not samples or not all(isinstance(t, int | float) and 0 < t < 1 for t in (tolerance, between or tolerance)):
+    samples: list[dict[str, Any]] = golden.get("samples") or []
+    tolerance: Any = golden.get("tolerance")
+    between: Any = golden.get("batch_tolerance")
+    limits = (tolerance, tolerance if between is None else between)
+    if not samples or not all(isinstance(limit, int | float) and 0 < limit < 1 for limit in limits):
         raise BadBundle("golden", "golden.json has no samples, or no tolerance between 0 and 1")
     inputs = [sample["input"] for sample in samples]
     together = [[answer["probs"][label] for label in predictor.labels] for answer in predictor.predict(inputs)]
@@ -107,7 +110,7 @@ def check_golden(predictor: Predictor, golden: dict[str, Any]) -> None:
         if not _furthest(got, sample["probs"]) <= tolerance:
             found = [round(g, 4) for g in got]
             raise BadBundle("golden", f"golden sample {number} gives {found}, not {sample['probs']} (tolerance {tolerance})")
-        if isinstance(between, int | float):
+        if between is not None:
             (answer,) = predictor.predict([sample["input"]])
             alone = [answer["probs"][label] for label in predictor.labels]
             if not _furthest(alone, got) <= between:
