@@ -279,7 +279,16 @@ class PromotionPolicy(Strict):
     min_improvement: float = Field(default=0.0, ge=0)
     """How much better (in the metric's own direction) a challenger must be."""
     max_fall: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Metric -> how much worse than the champion, on the same rows, a challenger may be in it; one that falls further is refused."""
+    """Metric, or family such as `recall_*` -> how much worse than the champion, on the same rows, a challenger may be in it; one that falls
+    further is refused. On the champion's own holdout it counts too."""
+    max_earlier_fall: float = Field(default=0.02, ge=0)
+    """The same for `metric` on the champion's own holdout, where `max_fall` does not name it."""
+    min_rows: int = Field(default=100, ge=1)
+    """On a smaller holdout a model is refused: so few rows say nothing."""
+    min_class_rows: int = Field(default=20, ge=1)
+    """The same for each class, and for each part of the holdout that has a figure of its own."""
+    alpha: float = Field(default=0.05, gt=0, le=1)
+    """A challenger is promoted over a champion when a paired test on the same rows finds it better with at most this chance of error."""
     max_report_age_hours: float = Field(default=24 * 7, gt=0)
     """An older evaluation is stale: refused."""
 

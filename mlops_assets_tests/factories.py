@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.lifecycle import bundle, ledger
 from mlops_assets.lifecycle.registrar import Registrar, Registration
-from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Report
+from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Earlier, Report
 from mlops_assets.lifecycle.signing import ensure_key, load_signer
 from mlops_assets.settings import Settings, SystemConfig
 from mlops_assets.store import ObjectStore
@@ -122,7 +122,9 @@ class World:
             champion, _ = promotion.latest_verified(connection, self.system, "champion", self.settings.public_keys_path)
             compared = None
             if champion is not None and champion.bundle_sha256 != attempt.bundle_sha256:
-                compared = ChampionScore(champion.version, champion.bundle_sha256, champion.dataset_version, champion.receipt.metrics, 0.01)
+                theirs, ours = champion.receipt.metrics, dict(metrics or GOOD)
+                earlier = Earlier(champion.dataset_version, "h", 1000, ours, theirs)
+                compared = ChampionScore(champion.version, champion.bundle_sha256, champion.dataset_version, theirs, 0.01, earlier)
             values: dict[str, Any] = {
                 "system": self.system,
                 "variant": attempt.variant,

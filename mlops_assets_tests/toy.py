@@ -32,23 +32,33 @@ def _train(context: TrainContext) -> Trained:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.txt").write_text("w")
     context.log_metrics({"loss": 0.5}, 1)
-    return Trained(folder, {"validation_f1": float(context.parameters["quality"])}, context.parameters)
+    quality = context.parameters["quality"]
+    return Trained(folder, {"validation_f1": 0.5 if isinstance(quality, dict) else float(quality)}, context.parameters)
 
 
 def _export(trained: Trained, context: TrainContext, folder: Path) -> None:
     (folder / "bundle.json").write_text(json.dumps({"system": context.system, "f1": trained.parameters["quality"], "seed": context.seed}))
 
 
-def _evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
+@dataclass(frozen=True)
+class Holdout:
+    """What a version is measured on: `rows` of a `world`. A model may be good in one world and know nothing of another."""
+
+    world: str = "holdout"
+    rows: int = 1000
+
+
+def _evaluate(folder: Path, holdout: Holdout) -> Evaluation:
     f1 = json.loads((folder / "bundle.json").read_text())["f1"]
+    f1 = f1.get(holdout.world, 0.0) if isinstance(f1, dict) else f1
     f1 = float("nan") if f1 == "nan" else float(f1)
-    right = [index / 1000 < f1 for index in range(1000)]
+    right = [index / holdout.rows < f1 for index in range(holdout.rows)]
     return Evaluation(
         {"f1": f1, "accuracy": f1, "loss": 1 - f1},
-        1000,
-        "holdout",
+        holdout.rows,
+        holdout.world,
         right,
-        {"all": {"rows": 1000, "f1": f1}},
+        {"all": {"rows": holdout.rows, "f1": f1}},
         {"worst": [{"text": "나쁨"}]},
         [Picture("dot", PNG)],
     )
@@ -62,9 +72,15 @@ class ToyPredictor:
         return [{"text": text, "label": "yes"} for text in inputs]
 
 
-def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, variants: Mapping[str, float] | None = None) -> ModelSystem:
-    """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86); `variants`: the same by variant."""
-    given = qualities or {}
+def toy_system(
+    name: str = "toy",
+    qualities: Mapping[str, Any] | None = None,
+    variants: Mapping[str, float] | None = None,
+    holdouts: Mapping[str, Holdout] | None = None,
+) -> ModelSystem:
+    """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86), or what it has in each world; `variants`: the
+    same by variant; `holdouts`: dataset version -> what it is measured on, where that is not the same 1,000 rows."""
+    given, measured_on = qualities or {}, holdouts or {}
     by_variant = variants or {}
 
     def open_table(store: Any, engine: Any, version: str, folder: Path) -> CleanedTable:
@@ -79,7 +95,7 @@ def toy_system(name: str = "toy", qualities: Mapping[str, Any] | None = None, va
         config_type=SystemConfig,
         train=train,
         export=_export,
-        evaluate=_evaluate,
+        evaluate=lambda folder, table, threads: _evaluate(folder, measured_on.get(table.dataset_version, Holdout())),
         load_predictor=lambda folder, threads: ToyPredictor(),
         open_table=open_table,
         variant_parameters=lambda config, variant, given: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}) | given,
@@ -93,11 +109,12 @@ def toy_definitions(
     config: SystemConfig | None = None,
     qualities: Mapping[str, Any] | None = None,
     variants: Mapping[str, float] | None = None,
+    holdouts: Mapping[str, Holdout] | None = None,
 ) -> dg.Definitions:
     """The toy's data assets (which only exist) and its real lifecycle."""
     config = config or config_of()
     name = config.project.name
-    system = toy_system(name, qualities, variants)
+    system = toy_system(name, qualities, variants, holdouts)
 
     @dg.asset(key=[name, "dataset"], group_name=name, partitions_def=dataset_versions(name))
     def dataset() -> None: ...

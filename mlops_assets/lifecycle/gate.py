@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import Literal
 
-from mlops_assets.lifecycle.report import ChampionScore, Report, better, label
+from mlops_assets.lifecycle.report import ChampionScore, Direction, Report, better, label
 
 Outcome = Literal["refused", "registered", "promoted"]
 
@@ -27,8 +28,15 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Policy:
-    """The rules, from configs/. `thresholds`: metric -> the least (for a loss: the most) that may be registered; `max_fall`: metric -> how
-    much worse than the champion on the same rows it may be."""
+    """The rules, from configs/.
+
+    Attributes:
+        thresholds: metric -> the least (for a loss: the most) that may be registered.
+        max_fall: metric, or family of metrics such as `recall_*`, -> how much worse than the champion on the same rows it may be.
+        min_rows: on fewer holdout rows nothing is decided; `min_class_rows`: nor where fewer are of a class or a part that is looked at.
+        alpha: a challenger is promoted over a champion when a paired test finds it better with at most this chance of error.
+        max_earlier_fall: how much worse than the champion on the champion's own holdout `metric` may be, where `max_fall` does not say.
+    """
 
     thresholds: Mapping[str, float]
     metric: str
@@ -36,6 +44,10 @@ class Policy:
     max_report_age: timedelta = timedelta(days=7)
     auto_promote: bool = True
     max_fall: Mapping[str, float] = field(default_factory=dict)
+    min_rows: int = 100
+    min_class_rows: int = 20
+    alpha: float = 0.05
+    max_earlier_fall: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -73,17 +85,13 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
     if refusal is not None:
         return refusal
     assert report is not None
-    compared = report.champion
-    beside = f" (champion {compared.metrics[policy.metric]:.3f})" if compared and policy.metric in compared.metrics else ""
-    for metric, threshold in policy.thresholds.items():
-        if not better(report.directions[metric], report.metrics[metric], threshold) >= 0:  # a NaN is below everything
-            sign = ">" if report.directions[metric] == "less" else "<"
-            shown = beside if metric == policy.metric else ""
-            return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")
-    fallen = _fallen(report, champion, policy)
-    if fallen is not None:
-        return fallen
-    return _against_champion(report, champion, policy, subject)
+    return objection(report, champion, policy) or _against_champion(report, champion, policy, subject)
+
+
+def objection(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
+    """Why what was measured is not good enough, whenever it was: too few rows, under a threshold, worse than the champion where it may
+    not be. The registrar asks it again when a person promotes a version."""
+    return _unmeasured(report, policy) or _below(report, policy) or _fallen(report, champion, policy)
 
 
 def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Verdict | None:
@@ -107,11 +115,22 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
             "stale_report",
             f"the report is {age.total_seconds() / 3600:.0f} h old, the limit is {policy.max_report_age.total_seconds() / 3600:.0f} h",
         )
+    return None
+
+
+def _unmeasured(report: Report, policy: Policy) -> Verdict | None:
+    """The refusal of figures that are none: of too few rows, missing, no number, or of which nobody says which way they are better."""
     if report.rows <= 0:
         return Verdict("refused", "empty_holdout", "the report was measured on 0 rows")
+    if report.rows < policy.min_rows:
+        return Verdict(
+            "refused",
+            "small_holdout",
+            f"the holdout has {report.rows} rows, at least {policy.min_rows} are needed: land more labelled data",
+        )
     if not policy.thresholds:
         return Verdict("refused", "no_threshold", "register_threshold names no metric")
-    for metric in sorted({*policy.thresholds, policy.metric, *policy.max_fall}):
+    for metric in sorted({*policy.thresholds, policy.metric, *(name for name, _ in _watched(policy.max_fall, report.metrics))}):
         value = report.metrics.get(metric)
         if value is None:
             return Verdict(
@@ -126,28 +145,73 @@ def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Ve
                 "unknown_direction",
                 f"nobody says whether more or less {label(metric)} is better: {report.system} must declare it; known are {known or 'none'}",
             )
+    for metric, rows in sorted(report.support.items()):
+        if rows < policy.min_class_rows:
+            return Verdict(
+                "refused",
+                "small_holdout",
+                f"{label(metric)} was measured on {rows} rows of the holdout, at least {policy.min_class_rows} are needed: "
+                "land more labelled data of that kind",
+            )
+    return None
+
+
+def _watched(max_fall: Mapping[str, float], metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """(metric, how far it may fall). A family stands for its members that are measured, but for those that are named themselves; one
+    without members stays as it is written, so that it is found missing."""
+    for name, allowed in max_fall.items():
+        members = [metric for metric in metrics if fnmatchcase(metric, name)] or [name]
+        for metric in members:
+            if metric == name or metric not in max_fall:
+                yield metric, allowed
+
+
+def _below(report: Report, policy: Policy) -> Verdict | None:
+    compared = report.champion
+    beside = f" (champion {compared.metrics[policy.metric]:.3f})" if compared and policy.metric in compared.metrics else ""
+    for metric, threshold in policy.thresholds.items():
+        if not better(report.directions[metric], report.metrics[metric], threshold) >= 0:  # a NaN is below everything
+            sign = ">" if report.directions[metric] == "less" else "<"
+            shown = beside if metric == policy.metric else ""
+            return Verdict("refused", "below_threshold", f"{label(metric)} {report.metrics[metric]:.3f} {sign} {threshold:.3f}{shown}")
     return None
 
 
 def _fallen(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
-    """The refusal of what is better than the champion on the whole and worse where it may not be; of several, the largest fall's.
+    """The refusal of what is better than the champion on the whole and worse where it may not be, on its own holdout or on the champion's;
+    of several, the largest fall's.
 
     Only a comparison with the champion in place counts; without one nothing is promoted anyway (`champion_changed`).
     """
     theirs = report.champion
     if champion is None or theirs is None or theirs.bundle_sha256 != champion.bundle_sha256:
         return None
+    falls = _falls(report.metrics, theirs.metrics, dict(_watched(policy.max_fall, report.metrics)), report.directions)
+    if falls:
+        return Verdict("refused", "worse_than_champion", max(falls)[1])
+    earlier = theirs.earlier
+    if earlier is None or earlier.missing or earlier.holdout_sha256 == report.holdout_sha256:  # the same rows were judged above
+        return None
+    watched = {policy.metric: policy.max_earlier_fall, **dict(_watched(policy.max_fall, earlier.champion))}
+    falls = _falls(earlier.metrics, earlier.champion, watched, report.directions)
+    where = f" on the champion's own holdout ({earlier.dataset_version}, {earlier.rows} rows)"
+    return Verdict("refused", "worse_on_earlier", max(falls)[1] + where) if falls else None
+
+
+def _falls(
+    ours: Mapping[str, float], theirs: Mapping[str, float], watched: Mapping[str, float], directions: Mapping[str, Direction]
+) -> list[tuple[float, str]]:
+    """(by how much too far, the sentence) of each metric that fell further than it may. What the champion never had cannot fall."""
     falls = []
-    for metric, allowed in policy.max_fall.items():
-        before, now = theirs.metrics.get(metric, math.nan), report.metrics[metric]
-        fall = -better(report.directions[metric], now, before)
+    for metric, allowed in watched.items():
+        before, now = theirs.get(metric, math.nan), ours.get(metric, math.nan)
+        fall = -better(directions[metric], now, before) if metric in directions else math.nan
         if not fall <= allowed + ROUNDING and math.isfinite(before):
-            sign = "+" if report.directions[metric] == "less" else "-"
-            sentence = (
-                f"{label(metric)} {now:.4f}, {sign}{fall:.4f} against the champion's {before:.4f}; it may change by {allowed:g} at most"
-            )
-            falls.append((fall - allowed, sentence))
-    return Verdict("refused", "worse_than_champion", max(falls)[1]) if falls else None
+            sign = "+" if directions.get(metric) == "less" else "-"
+            changed = f", {sign}{fall:.4f}" if math.isfinite(fall) else ""
+            sentence = f"{label(metric)} {now:.4f}{changed} against the champion's {before:.4f}; it may change by {allowed:g} at most"
+            falls.append((math.inf if math.isnan(fall) else fall - allowed, sentence))
+    return falls
 
 
 def _against_champion(report: Report, champion: ChampionScore | None, policy: Policy, subject: Subject) -> Verdict:
@@ -171,7 +235,7 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
     compared = report.champion
     if compared is None or compared.bundle_sha256 != champion.bundle_sha256:
         return registered("champion_changed", f"not compared with the champion in place now (v{champion.version}): evaluate again")
-    for metric in (policy.metric, *policy.max_fall):
+    for metric in (policy.metric, *dict(_watched(policy.max_fall, report.metrics))):
         theirs = compared.metrics.get(metric, math.nan)
         if not math.isfinite(theirs):
             return registered("champion_unmeasured", f"the champion's {label(metric)} is {theirs}")
@@ -179,4 +243,21 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
     against = f"champion {theirs:.3f}" + (f", p {compared.p_value:.2g}" if compared.p_value is not None else "")
     if better(report.directions[policy.metric], value, theirs) <= policy.min_improvement:
         return registered("not_better", f"not better than the champion by more than {policy.min_improvement:g} ({against})")
+    if not significant(compared.p_value, policy.alpha):
+        return registered(
+            "not_significant",
+            f"better than the champion, but so few rows may say so by chance ({against} > {policy.alpha:g}): a person may "
+            "`mlops produce` it"
+            if compared.p_value is not None
+            else f"not tested against the champion row by row ({against}): evaluate again",
+        )
+    earlier = compared.earlier
+    if earlier is None or earlier.missing:
+        why = earlier.missing if earlier is not None else "evaluate again"
+        return registered("not_examined", f"better than the champion ({against}), but not measured on the champion's own holdout: {why}")
     return Verdict("promoted", "better", f"{passed}, better than the champion ({against})")
+
+
+def significant(p_value: float | None, alpha: float) -> bool:
+    """Whether the paired test decides for the challenger. NaN and no test decide nothing."""
+    return p_value is not None and p_value <= alpha

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets import names, sources
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
-from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of, label
+from mlops_assets.lifecycle.dataset import DatasetError
+from mlops_assets.lifecycle.report import ChampionScore, Earlier, Report, directions_of, label
 from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import Settings, SettingsError, SystemConfig, canonical, git_commit
@@ -328,7 +329,8 @@ def _trained(attempt: ledger.Attempt, trained: Trained, minutes: float, config: 
 
 
 def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id: str) -> Evaluated:
-    """Run the attempt's exported bundle, fetched from the store and verified, over the holdout; the champion over the same rows.
+    """Run the attempt's exported bundle, fetched from the store and verified, over the holdout; the champion over the same rows; and both
+    over the champion's own holdout, which the split ledger kept from the challenger's training too.
 
     Raises:
         KeyProblem: the report could not be signed. Before anything is measured.
@@ -345,7 +347,11 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         compared = None
         if champion is not None and champion.bundle_sha256 != attempt.bundle_sha256:
             theirs_folder = bundle.fetch(platform.store, champion.bundle_sha256, champion.files, scratch / "bundles")
-            compared = _compare(champion, system.evaluate(theirs_folder, table, settings.threads), evaluation)
+            theirs = system.evaluate(theirs_folder, table, settings.threads)
+            earlier = _earlier(platform, system, champion, (folder, theirs_folder), (evaluation, theirs), scratch / "earlier")
+            compared = _compare(champion, theirs, evaluation, earlier)
+    second = compared.earlier if compared else None
+    measured = {**evaluation.metrics, **(second.metrics if second else {}), **(second.champion if second else {})}
     report = Report(
         system=system.name,
         variant=attempt.variant,
@@ -360,7 +366,8 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         champion=compared,
         slices=dict(evaluation.slices),
         tables=dict(evaluation.tables),
-        directions=directions_of(system.directions, evaluation.metrics),
+        directions=directions_of(system.directions, measured),
+        support=dict(evaluation.support),
     )
     with platform.engine.begin() as connection:
         report_id = ledger.record_report(connection, report, run_id, signer)
@@ -368,7 +375,35 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
     return Evaluated(report_id, report, evaluation)
 
 
-def _compare(champion: promotion.Promotion, theirs: Evaluation, ours: Evaluation) -> ChampionScore:
+def _earlier(
+    platform: Platform,
+    system: ModelSystem,
+    champion: promotion.Promotion,
+    folders: tuple[Path, Path],
+    first: tuple[Evaluation, Evaluation],
+    scratch: Path,
+) -> Earlier:
+    """Challenger and champion, in this order in `folders` and `first` exam, on the holdout of the champion's own data.
+
+    What is known is not measured again: both where the first exam was the same, the champion where its receipt has its figures on these
+    very rows. Files that were forgotten on request are in no table, so nobody is measured on them.
+    """
+    version, receipt = champion.dataset_version, champion.receipt
+    if first[0].holdout_sha256 == receipt.body["holdout_sha256"]:
+        return Earlier(version, first[0].holdout_sha256, first[0].rows, dict(first[0].metrics), dict(first[1].metrics))
+    try:
+        table = system.open_table(platform.store, platform.engine, version, scratch)
+        if table.manifest_sha256 != receipt.body["manifest_sha256"]:
+            return Earlier(version, missing=f"{version} is not what the champion v{champion.version} was trained on")
+        ours = system.evaluate(folders[0], table, platform.settings.threads)
+        known = receipt.metrics if ours.holdout_sha256 == receipt.body["holdout_sha256"] else {}
+        theirs = known if set(known) >= set(ours.metrics) else system.evaluate(folders[1], table, platform.settings.threads).metrics
+    except (DatasetError, FileNotFoundError, ValueError) as error:  # its rows are gone: deleted, forgotten, or none are held out
+        return Earlier(version, missing=str(error))
+    return Earlier(version, ours.holdout_sha256, ours.rows, dict(ours.metrics), dict(theirs))
+
+
+def _compare(champion: promotion.Promotion, theirs: Evaluation, ours: Evaluation, earlier: Earlier) -> ChampionScore:
     from mlops_assets.training.metrics import mcnemar
 
     if theirs.holdout_sha256 != ours.holdout_sha256:
@@ -378,7 +413,8 @@ def _compare(champion: promotion.Promotion, theirs: Evaluation, ours: Evaluation
         champion.bundle_sha256,
         champion.dataset_version,
         dict(theirs.metrics),
-        p_value=mcnemar(ours.correct, theirs.correct).p_value,
+        p_value=mcnemar(ours.correct, theirs.correct).p_better,
+        earlier=earlier,
     )
 
 

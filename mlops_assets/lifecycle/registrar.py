@@ -62,6 +62,10 @@ def policy_of(config: SystemConfig) -> Policy:
         max_report_age=timedelta(hours=config.promotion.max_report_age_hours),
         auto_promote=config.promotion.mode == "auto",
         max_fall={name.lower(): value for name, value in config.promotion.max_fall.items()},
+        min_rows=config.promotion.min_rows,
+        min_class_rows=config.promotion.min_class_rows,
+        alpha=config.promotion.alpha,
+        max_earlier_fall=config.promotion.max_earlier_fall,
     )
 
 

@@ -74,19 +74,62 @@ def label(metric: str) -> str:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The second exam: challenger (`metrics`) and champion on the holdout of the champion's own data.
+
+    Where the challenger's holdout is the same, the figures are those of the first exam. `missing`: why there was no second exam.
+    """
+
+    dataset_version: str
+    holdout_sha256: str = ""
+    rows: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    champion: Mapping[str, float] = field(default_factory=dict)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class ChampionScore:
-    """The champion on the challenger's holdout rows. `p_value`: McNemar's exact or chi-squared test on the paired answers."""
+    """The champion on the challenger's holdout rows.
+
+    Attributes:
+        p_value: the chance of as many answers that only the challenger has right, were both equally good (McNemar, one-sided).
+        earlier: both on the champion's own holdout.
+    """
 
     version: int
     bundle_sha256: str
     dataset_version: str
     metrics: Mapping[str, float]
     p_value: float | None = None
+    earlier: Earlier | None = None
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> ChampionScore:
+        earlier = body.get("earlier")
+        if earlier:
+            earlier = Earlier(**{**earlier, "metrics": _floats(earlier["metrics"]), "champion": _floats(earlier["champion"])})
+        p_value = body.get("p_value")
+        return cls(
+            **{
+                **body,
+                "metrics": _floats(body["metrics"]),
+                "p_value": None if p_value is None else float(p_value),
+                "earlier": earlier or None,
+            }
+        )
 
 
 @dataclass(frozen=True)
 class Report:
-    """`metrics` as measured, NaN included; `directions`: which way each is better, as the system says; `created_at` is aware UTC."""
+    """What was measured.
+
+    Attributes:
+        metrics: as measured, NaN included.
+        created_at: aware UTC.
+        directions: of every metric which way it is better, as the system says.
+        support: metric -> rows that it was measured on, where these are not all: those of a class, of a part.
+    """
 
     system: str
     variant: str
@@ -102,6 +145,7 @@ class Report:
     slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     directions: Mapping[str, Direction] = field(default_factory=dict)
+    support: Mapping[str, int] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinities, which JSON has not, as the strings `nan`, `inf`, `-inf`."""
@@ -113,6 +157,9 @@ class Report:
         }
         if self.champion is not None:
             values["champion"]["metrics"] = _floats(self.champion.metrics)
+            if self.champion.earlier is not None:
+                for name in ("metrics", "champion"):
+                    values["champion"]["earlier"][name] = _floats(values["champion"]["earlier"][name])
         return dict(_jsonable(values))
 
     @property
@@ -128,7 +175,7 @@ class Report:
                 "metrics": _floats(body["metrics"]),
                 "slices": {name: _floats(values) for name, values in body["slices"].items()},
                 "created_at": datetime.fromisoformat(body["created_at"]),
-                "champion": ChampionScore(**{**champion, "metrics": _floats(champion["metrics"])}) if champion else None,
+                "champion": ChampionScore.from_body(champion) if champion else None,
             }
         )
 

@@ -105,6 +105,8 @@ class Evaluation:
         correct: per holdout row (in the table's order), whether the answer was right: for the paired test against the champion.
         slices: slice name -> metrics with `rows`.
         tables: title -> rows (worst errors, confusion matrix).
+        support: metric -> holdout rows behind it, where these are not all: `recall_긍정` is of the positive ones. Classes that do not occur
+            have 0, and no figure. The gate asks for a least number of each.
     """
 
     metrics: Mapping[str, float]
@@ -114,6 +116,7 @@ class Evaluation:
     slices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
+    support: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,19 @@ def per_class(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
+def recall_of_classes(right: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """`recall_<name>` of every class that occurs, and of every class the rows behind it.
+
+    Args:
+        right: bool [rows]; labels: [rows], places in `names`.
+    """
+    masks = {f"recall_{name}": labels == place for place, name in enumerate(names)}
+    return (
+        {metric: float(right[mask].mean()) for metric, mask in masks.items() if mask.any()},
+        {metric: int(mask.sum()) for metric, mask in masks.items()},
+    )
+
+
 def calibration_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
     """(mean confidence, accuracy, rows) of each bin of equal width that holds rows."""
     confidence = probabilities.max(axis=-1)
@@ -148,13 +161,15 @@ class McNemar:
     Attributes:
         only_first: rows that only the first model has right.
         only_second: rows that only the second has right.
-        p_value: chance of a difference at least this large if both were equally good.
+        p_value: chance of a difference at least this large, either way, if both were equally good.
+        p_better: chance of at least as many rows that only the first has right.
         exact: whether it is the binomial test (few rows differ) or chi-squared with continuity correction.
     """
 
     only_first: int
     only_second: int
     p_value: float
+    p_better: float
     exact: bool
 
 
@@ -194,12 +209,16 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     n = only_first + only_second
     if n == 0:
-        return McNemar(0, 0, 1.0, True)
+        return McNemar(0, 0, 1.0, 1.0, True)
     if n < EXACT_BELOW:
-        tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-        return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n), True)
+
+        def tail(most: int) -> float:
+            return float(sum(math.comb(n, k) for k in range(most + 1)) / 2**n)
+
+        return McNemar(only_first, only_second, min(1.0, 2 * tail(min(only_first, only_second))), tail(only_second), True)
     statistic = max(0, abs(only_first - only_second) - 1) ** 2 / n
-    return McNemar(only_first, only_second, math.erfc(math.sqrt(statistic / 2)), False)
+    p_better = math.erfc((only_first - only_second - 1) / math.sqrt(2 * n)) / 2
+    return McNemar(only_first, only_second, math.erfc(math.sqrt(statistic / 2)), p_better, False)
 
 
 # --- several labels a row: probabilities, truth and what is said are [rows, classes] ----------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,13 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
-from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Report, UnknownMetric, directions_of, metric_name
+from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Earlier, Report, UnknownMetric, directions_of, metric_name
+from mlops_assets.settings import canonical
 from mlops_assets_tests.factories import config_of
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 POLICY = Policy(thresholds={"f1": 0.85}, metric="f1")
 SUBJECT = Subject(7, "b" * 64, "m" * 64, NOW)
-CHAMPION = ChampionScore(3, "c" * 64, "old", {"f1": 0.847}, p_value=0.012)
+EARLIER = Earlier("old", "h0", 500, {"f1": 0.85}, {"f1": 0.85})
+CHAMPION = ChampionScore(3, "c" * 64, "old", {"f1": 0.847}, p_value=0.012, earlier=EARLIER)
 REPORT = Report(
     system="toy",
     variant="",
@@ -178,6 +181,128 @@ def test_a_fall_counts_against_the_champion_in_place_only():
     assert decide(REPORT, None, FALLS, SUBJECT).outcome == "promoted", "the first model falls nowhere"
     other = against(bundle="d", accuracy=0.5)
     assert (other.outcome, other.code) == ("registered", "champion_changed")
+
+
+# --- a holdout that says something ------------------------------------------------------------------------------------------------
+
+
+def test_two_holdout_rows_decide_nothing_not_even_the_first_champion():
+    """A perfect score on two rows; the control is the same score on as many as are asked for."""
+    tiny = replace(REPORT, rows=2, metrics={"f1": 1.0})
+    for champion in (None, CHAMPION):
+        verdict = decide(replace(tiny, champion=champion), champion, POLICY, SUBJECT)
+        assert (verdict.outcome, verdict.code) == ("refused", "small_holdout")
+        assert verdict.sentence == "the holdout has 2 rows, at least 100 are needed: land more labelled data"
+    assert decide(replace(tiny, rows=99), None, POLICY, SUBJECT).code == "small_holdout"
+    assert decide(replace(tiny, rows=100), None, POLICY, SUBJECT).outcome == "promoted"
+    assert decide(tiny, None, replace(POLICY, min_rows=2), SUBJECT).outcome == "promoted", "the setting, not a number in the gate"
+
+
+def test_rows_of_every_class_are_needed():
+    support = {"recall_yes": 980, "recall_no": 19}
+    verdict = decide(replace(REPORT, rows=999, support=support), None, POLICY, SUBJECT)
+    assert (verdict.outcome, verdict.code) == ("refused", "small_holdout") and "Recall_no was measured on 19 rows" in verdict.sentence
+    assert decide(replace(REPORT, rows=999, support=support | {"recall_no": 20}), None, POLICY, SUBJECT).outcome == "promoted"
+    assert decide(replace(REPORT, rows=999, support={"recall_no": 0}), None, POLICY, SUBJECT).code == "small_holdout", "absent"
+
+
+# --- the second exam --------------------------------------------------------------------------------------------------------------
+
+
+def examined(ours, theirs, policy=POLICY, **changes):
+    """The verdict on a challenger that is better on its own holdout, with those figures on the champion's."""
+    champion = replace(CHAMPION, earlier=replace(EARLIER, metrics=ours, champion=theirs, **changes))
+    return decide(replace(REPORT, champion=champion), champion, policy, SUBJECT)
+
+
+def test_what_is_worse_on_the_champions_own_holdout_is_refused():
+    verdict = examined({"f1": 0.0}, {"f1": 0.85})
+    assert (verdict.outcome, verdict.code) == ("refused", "worse_on_earlier")
+    assert verdict.sentence == (
+        "F1 0.0000, -0.8500 against the champion's 0.8500; it may change by 0.02 at most on the champion's own holdout (old, 500 rows)"
+    )
+    assert examined({"f1": 0.83}, {"f1": 0.85}).outcome == "promoted", "as much as is allowed"
+    assert examined({"f1": 0.829}, {"f1": 0.85}).code == "worse_on_earlier"
+    assert examined({"f1": 0.8}, {"f1": 0.85}, replace(POLICY, max_fall={"f1": 0.05})).outcome == "promoted", "max_fall goes first"
+    assert examined({"f1": 0.8}, {"f1": 0.85}, replace(POLICY, max_earlier_fall=0.05)).outcome == "promoted"
+
+
+def test_the_same_holdout_is_one_exam():
+    """What is merely worse on it is registered, as ever."""
+    assert examined({"f1": 0.0}, {"f1": 0.85}, holdout_sha256="h").outcome == "promoted"
+
+
+def test_every_class_is_examined_on_the_champions_holdout_too():
+    policy = replace(POLICY, max_fall={"recall_*": 0.03})
+    report = replace(
+        REPORT,
+        metrics=REPORT.metrics | {"recall_no": 0.9, "recall_yes": 0.9},
+        directions={**CLASSIFIER, "recall_no": "more", "recall_yes": "more"},
+    )
+    for no, outcome in ((0.809, "refused"), (0.83, "promoted")):
+        earlier = replace(
+            EARLIER,
+            metrics={"f1": 0.9, "recall_no": no, "recall_yes": 0.95},
+            champion={"f1": 0.85, "recall_no": 0.854, "recall_yes": 0.85},
+        )
+        champion = replace(CHAMPION, metrics={"f1": 0.847, "recall_no": 0.89, "recall_yes": 0.89}, earlier=earlier)
+        verdict = decide(replace(report, champion=champion), champion, policy, SUBJECT)
+        assert verdict.outcome == outcome
+        if outcome == "refused":
+            assert "Recall_no 0.8090, -0.0450 against the champion's 0.8540" in verdict.sentence
+
+
+def test_a_figure_that_the_challenger_lost_on_the_champions_holdout_is_a_fall():
+    for lost in ({}, {"f1": math.nan}):
+        assert examined(lost, {"f1": 0.85}).code == "worse_on_earlier"
+    assert examined({"f1": 0.9}, {"f1": math.nan}).outcome == "promoted", "what the champion never had cannot fall"
+
+
+def test_without_a_second_exam_nothing_is_promoted_by_itself():
+    verdict = examined({}, {}, missing="old is not cleaned yet: materialize `toy/cleaned` for it first")
+    assert (verdict.outcome, verdict.code) == ("registered", "not_examined") and "old is not cleaned yet" in verdict.sentence
+    none = replace(CHAMPION, earlier=None)
+    assert decide(replace(REPORT, champion=none), none, POLICY, SUBJECT).code == "not_examined"
+
+
+# --- the paired test decides ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p_value", "outcome"), [(0.05, "promoted"), (0.051, "registered"), (1.0, "registered"), (math.nan, "registered")])
+def test_the_paired_test_decides(p_value, outcome):
+    champion = replace(CHAMPION, p_value=p_value)
+    verdict = decide(replace(REPORT, champion=champion), champion, POLICY, SUBJECT)
+    assert verdict.outcome == outcome
+    if outcome == "registered":
+        assert verdict.code == "not_significant" and f"p {p_value:.2g} > 0.05" in verdict.sentence and "mlops produce" in verdict.sentence
+    assert decide(replace(REPORT, champion=champion), champion, replace(POLICY, alpha=1.0), SUBJECT).outcome == (
+        "registered" if math.isnan(p_value) else "promoted"
+    ), "a control: the setting"
+
+
+def test_without_a_paired_test_nothing_displaces_a_champion_and_a_first_one_needs_none():
+    champion = replace(CHAMPION, p_value=None)
+    assert decide(replace(REPORT, champion=champion), champion, POLICY, SUBJECT).code == "not_significant"
+    assert decide(REPORT, None, POLICY, SUBJECT).code == "first"
+
+
+def test_a_report_with_a_second_exam_survives_its_way_through_json():
+    champion = replace(CHAMPION, p_value=math.nan, earlier=replace(EARLIER, metrics={"f1": math.nan}, champion={"f1": 1}))
+    report = replace(REPORT, champion=champion, support={"recall_no": 3})
+    back = Report.from_body(json.loads(canonical(report.body())))
+    assert math.isnan(back.champion.p_value) and math.isnan(back.champion.earlier.metrics["f1"]) and back.support == {"recall_no": 3}
+    assert back.sha256 == report.sha256
+
+
+def test_a_family_in_max_fall_watches_its_members_and_a_name_goes_before_it():
+    metrics = REPORT.metrics | {"recall_0": 0.9, "recall_7": 0.9}
+    directions = {**CLASSIFIER, "recall_0": "more", "recall_7": "more"}
+    champion = replace(CHAMPION, metrics={"f1": 0.847, "recall_0": 0.92, "recall_7": 0.92})
+    report = replace(REPORT, metrics=metrics, directions=directions, champion=champion)
+    falls = {"recall_*": 0.01, "recall_7": 0.5}
+    assert "Recall_0 0.9000, -0.0200" in decide(report, champion, replace(POLICY, max_fall=falls), SUBJECT).sentence
+    assert decide(report, champion, replace(POLICY, max_fall=falls | {"recall_0": 0.5}), SUBJECT).outcome == "promoted"
+    assert decide(REPORT, None, replace(POLICY, max_fall=falls), SUBJECT).code == "missing_metric", "a family that nobody measured"
 
 
 @pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])

@@ -24,7 +24,7 @@ from mlops_assets.lifecycle.bundle import files_of
 from mlops_assets.lifecycle.gate import Subject, decide
 from mlops_assets.lifecycle.pipeline import code_version
 from mlops_assets.lifecycle.registrar import policy_of
-from mlops_assets.lifecycle.report import ChampionScore, Report, directions_of
+from mlops_assets.lifecycle.report import ChampionScore, Earlier, Report, directions_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
 from mlops_assets.systems.digits import canary, data, simulate, training
@@ -251,8 +251,11 @@ def evaluation(made: Made):
 
 
 def test_the_report_has_all_that_the_gate_looks_at(evaluation) -> None:
-    wanted = {*config().register_threshold, config().promotion.metric, *config().promotion.max_fall}
-    assert wanted <= set(evaluation.metrics)
+    wanted = {*config().register_threshold, config().promotion.metric, *config().promotion.max_fall} - {"recall_*"}
+    assert wanted | {f"recall_{digit}" for digit in range(10)} <= set(evaluation.metrics)
+    assert set(directions_of(training.SYSTEM.directions, evaluation.metrics)) == set(evaluation.metrics)
+    assert sum(evaluation.support[f"recall_{digit}"] for digit in range(10)) == evaluation.rows
+    assert evaluation.support["mnist_accuracy"] + evaluation.support["drawn_accuracy"] == evaluation.rows
     assert evaluation.rows == SPLITS["holdout"] == len(evaluation.correct)
     assert evaluation.metrics["worst_digit_recall"] == min(evaluation.metrics[f"recall_{digit}"] for digit in range(10))
     assert 0 < evaluation.metrics["code_success"] <= evaluation.metrics["code_success_4"] <= 1
@@ -271,15 +274,17 @@ GOOD = {
     "drawn_accuracy": 0.99,
     "worst_digit_recall": 0.99,
     "canary_changed": 0.05,
+    "ece": 0.005,
 }
 
 
 def verdict(champion: Mapping[str, float] | None = None, **changed: float) -> tuple[str, str]:
     """Of a report with these figures against a champion with those, by the policy of configs/digits.yaml."""
-    of_champion = None if champion is None else ChampionScore(1, "c" * 64, "v0", champion)
+    earlier = Earlier("v0", "h0", 1000, GOOD | changed, champion or {})
+    of_champion = None if champion is None else ChampionScore(1, "c" * 64, "v0", champion, 0.01, earlier)
     metrics = GOOD | changed
     directions = directions_of(training.SYSTEM.directions, metrics)
-    report = Report("digits", "anew", "v1", 1, "b" * 64, "m", "h", 100, metrics, NOW, champion=of_champion, directions=directions)
+    report = Report("digits", "anew", "v1", 1, "b" * 64, "m", "h", 1000, metrics, NOW, champion=of_champion, directions=directions)
     found = decide(report, of_champion, policy_of(config()), Subject(1, "b" * 64, "m", NOW))
     return found.outcome, found.sentence
 
@@ -299,6 +304,7 @@ def test_control_a_good_first_model_and_a_better_one_are_promoted() -> None:
         {"drawn_accuracy": 0.9},
         {"worst_digit_recall": 0.8},
         {"canary_changed": 0.9},
+        {"ece": 0.089},
         {"code_success": float("nan")},
     ],
 )

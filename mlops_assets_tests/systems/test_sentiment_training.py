@@ -19,6 +19,7 @@ import pytest
 from mlops_assets.lifecycle import sweep
 from mlops_assets.lifecycle.bundle import files_of
 from mlops_assets.lifecycle.pipeline import context_of, parameters_of
+from mlops_assets.lifecycle.report import directions_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, Settings, SettingsError, load_config, process_environment
 from mlops_assets.systems.sentiment import training
@@ -426,7 +427,9 @@ def test_evaluation_is_what_the_served_predictor_answers(made: Made) -> None:
     right = [answer["label"] == training.LABELS[label] for answer, label in zip(answers, rows.labels, strict=True)]
     assert list(evaluation.correct) == right
     assert evaluation.rows == 100 and evaluation.metrics["accuracy"] == pytest.approx(sum(right) / 100)
-    assert set(evaluation.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "ece"}
+    assert set(evaluation.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "ece", "recall_부정", "recall_긍정"}
+    assert set(directions_of(training.SYSTEM.directions, evaluation.metrics)) == set(evaluation.metrics)
+    assert evaluation.metrics["recall_긍정"] == evaluation.metrics["recall"] and sum(evaluation.support.values()) == 100
     assert sum(figures["rows"] for figures in evaluation.slices.values()) == 100
     matrix = evaluation.tables["confusion_matrix"]
     assert sum(row["부정"] + row["긍정"] for row in matrix) == 100

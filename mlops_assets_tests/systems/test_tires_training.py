@@ -21,7 +21,7 @@ import pytest
 from mlops_assets.lifecycle.bundle import files_of
 from mlops_assets.lifecycle.gate import Policy, Subject, decide
 from mlops_assets.lifecycle.pipeline import code_version
-from mlops_assets.lifecycle.report import Report, directions_of
+from mlops_assets.lifecycle.report import CLASSIFIER, Report, directions_of
 from mlops_assets.lifecycle.system import CleanedTable, TrainContext, Trained
 from mlops_assets.settings import REPOSITORY, SettingsError, load_config, process_environment
 from mlops_assets.sources import imported
@@ -322,7 +322,9 @@ def verdict_on(trained: Trained, context: TrainContext, folder: Path) -> str:
     metrics = {**found.metrics, "accuracy": 1.0}
     directions = directions_of(training.SYSTEM.directions, metrics)
     report = Report("tires", "cnn", "v1", 1, "b", "m", found.holdout_sha256, found.rows, metrics, now, directions=directions)
-    return decide(report, None, Policy(context.config.register_threshold, "f1"), Subject(1, "b", "m", now)).outcome
+    return decide(
+        report, None, Policy(context.config.register_threshold, "f1", min_rows=1, min_class_rows=1), Subject(1, "b", "m", now)
+    ).outcome
 
 
 def test_reaching_loss_and_accuracy_ends_the_training_and_may_register(table: CleanedTable, tmp_path: Path) -> None:
@@ -377,7 +379,10 @@ def test_evaluation_is_what_the_served_predictor_answers(made: Made) -> None:
     right = [answer["label"] == training.LABELS[label] for answer, label in zip(answers, rows.labels.tolist(), strict=True)]
     assert list(evaluation.correct) == right
     assert evaluation.rows == 24 and evaluation.metrics["accuracy"] == pytest.approx(sum(right) / 24)
-    assert set(evaluation.metrics) == {"loss", "accuracy", "precision", "recall", "f1", "ece", "missed_defects", training.REACHED}
+    classes = {"recall_good", "recall_defective"}
+    assert set(evaluation.metrics) == {*CLASSIFIER, *classes, "missed_defects", training.REACHED}
+    assert set(directions_of(training.SYSTEM.directions, evaluation.metrics)) == set(evaluation.metrics)
+    assert set(evaluation.support) == classes and sum(evaluation.support.values()) == evaluation.rows
     assert {name: figures["rows"] for name, figures in evaluation.slices.items()} == {"MT_Blowhole": 12, "MT_Free": 12}
     intervals = {row["metric"]: row for row in evaluation.tables["intervals_95"]}
     assert set(intervals) == {"accuracy", "precision", "recall", "f1", "missed_defects"}

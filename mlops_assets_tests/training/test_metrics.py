@@ -100,6 +100,22 @@ def test_mcnemar_of_many_rows_is_chi_squared_with_continuity(b: int, c: int) -> 
     assert found.p_value == pytest.approx(stats.chi2.sf(max(0, abs(b - c) - 1) ** 2 / (b + c), 1))
 
 
+def test_mcnemar_says_who_is_better() -> None:
+    """One-sided: a challenger that is significantly worse is not significantly better."""
+    assert metrics.mcnemar(*pair(5, 1)).p_better == 7 / 64 == 1 - metrics.mcnemar(*pair(2, 4)).p_better
+    assert metrics.mcnemar(*pair(40, 10)).p_better < 0.001 < 0.999 < metrics.mcnemar(*pair(10, 40)).p_better
+    assert metrics.mcnemar(*pair(700, 500)).p_better < 0.001 < 0.999 < metrics.mcnemar(*pair(500, 700)).p_better
+    assert metrics.mcnemar([True], [True]).p_better == 1.0
+
+
+def test_recall_of_classes_with_the_rows_behind_it() -> None:
+    right, labels = np.array([True, False, True, True]), np.array([0, 0, 1, 1])
+    assert metrics.recall_of_classes(right, labels, ["a", "b", "c"]) == (
+        {"recall_a": 0.5, "recall_b": 1.0},
+        {"recall_a": 2, "recall_b": 2, "recall_c": 0},
+    )
+
+
 def test_mcnemar_by_hand() -> None:
     """One against five: 2 * (1 + 6) / 2**6."""
     assert metrics.mcnemar(*pair(1, 5)).p_value == 0.21875

@@ -317,10 +317,12 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     predicted = probabilities.argmax(axis=1)
     counts = metrics.confusion(predicted, digits.labels, len(LABELS))
     canaries = canary_rows(predictor, digits, predicted)
-    figures = _figures(folder, digits, probabilities) | {"canary_changed": max(row["changed"] for row in canaries)}
+    figures, support = _figures(folder, digits, probabilities)
+    figures |= {"canary_changed": max(row["changed"] for row in canaries)}
     worst = metrics.surest_errors(probabilities, digits.labels, WORST_ERRORS)
     return Evaluation(
         metrics=figures,
+        support=support,
         rows=len(digits),
         holdout_sha256=digits.sha256,
         correct=(predicted == digits.labels).tolist(),
@@ -341,9 +343,9 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     )
 
 
-def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> dict[str, float]:
+def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> tuple[dict[str, float], dict[str, int]]:
     """All that the gate may look at: the sets apart, each digit, whole codes at the stated rate of asking; as served: `code_success_served`
-    and `asked`, by the bundle's own threshold."""
+    and `asked`, by the bundle's own threshold. And how many rows are behind those of sets and digits."""
     import numpy as np
 
     from mlops_assets.systems.digits import codes
@@ -352,12 +354,11 @@ def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> dict[st
     spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     right, confidence = probabilities.argmax(axis=1) == digits.labels, probabilities.max(axis=1)
     sure, stated = confidence >= spec["ask_below"], codes.sure_at(confidence, spec["asking_rate"], digits.origins)
-    recall = {
-        f"recall_{label}": float(right[digits.labels == int(label)].mean()) for label in LABELS if (digits.labels == int(label)).any()
-    }
-    sets = {f"{name}_accuracy": float(right[digits.origins == name].mean()) for name in np.unique(digits.origins).tolist()}
+    recall, support = metrics.recall_of_classes(right, digits.labels, LABELS)
+    parts = {f"{name}_accuracy": digits.origins == name for name in np.unique(digits.origins).tolist()}
+    sets = {name: float(right[mask].mean()) for name, mask in parts.items()}
     rate = codes.asked(sure, digits.origins)
-    return {
+    figures = {
         **metrics.classification(probabilities, digits.labels),
         **sets,
         **recall,
@@ -369,6 +370,7 @@ def _figures(folder: Path, digits: Digits, probabilities: np.ndarray) -> dict[st
         "asked": rate,
         "codes_asked": codes.codes_asked(rate, spec["code_length"]),
     }
+    return figures, support | {name: int(mask.sum()) for name, mask in parts.items()}
 
 
 def canary_rows(predictor: ImagePredictor, digits: Digits, predicted: np.ndarray) -> list[dict[str, Any]]:

@@ -235,8 +235,10 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     found = metrics.several_labels(probabilities, truth, said)
     intervals = metrics.several_labels_intervals(probabilities, truth, said)
     by_label = label_rows(probabilities, truth, said, labels)
+    of_labels = {f"{figure}_{row['label']}": row[figure] for figure in ("f1", "recall") for row in by_label if row["rows"]}
     return Evaluation(
-        metrics=found | {f"f1_{row['label']}": row["f1"] for row in by_label} | ({"false_flag_rate": flags[-1]["rate"]} if flags else {}),
+        metrics=found | of_labels | ({"false_flag_rate": flags[-1]["rate"]} if flags else {}),
+        support={f"recall_{row['label']}": row["rows"] for row in by_label} | ({"false_flag_rate": flags[-1]["rows"]} if flags else {}),
         rows=len(rows),
         holdout_sha256=rows.sha256,
         correct=(said == (truth > 0)).all(axis=1).tolist(),
@@ -344,6 +346,6 @@ SYSTEM = ModelSystem(
     parameter_names=BERT_PARAMETERS,
     variants=VARIANTS,
     metrics=(*METRICS, "lrap"),
-    directions={**CLASSIFIER, "lrap": "more", "micro_f1": "more", "f1_*": "more", "false_flag_rate": "less"},
+    directions={**CLASSIFIER, "lrap": "more", "micro_f1": "more", "f1_*": "more", "recall_*": "more", "false_flag_rate": "less"},
     from_champion=("from_champion",),
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.lifecycle.report import CLASSIFIER
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.sentiment.config import DatasetSection, SentimentConfig
 from mlops_assets.training.config import BERT_PARAMETERS, BertSection, chosen, flat, override, unflat, valid
@@ -203,8 +204,10 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     labels = np.asarray(rows.labels)
     predicted = probabilities.argmax(axis=1)
     counts = metrics.confusion(predicted, labels, len(LABELS))
+    recall, support = metrics.recall_of_classes(predicted == labels, labels, LABELS)
     return Evaluation(
-        metrics=metrics.classification(probabilities, labels),
+        metrics=metrics.classification(probabilities, labels) | recall,
+        support=support,
         rows=len(rows),
         holdout_sha256=rows.sha256,
         correct=(predicted == labels).tolist(),
@@ -249,4 +252,5 @@ SYSTEM = ModelSystem(
     open_table=open_table,
     variant_parameters=lambda config, variant, given: resolve(config, given).flat,
     parameter_names=PARAMETER_NAMES,
+    directions={**CLASSIFIER, "recall_*": "more"},
 )

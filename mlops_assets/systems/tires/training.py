@@ -333,10 +333,13 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     probabilities = _answers(folder, table, rows, threads)
     labels, predicted = rows.labels, probabilities.argmax(axis=1)
     counts = metrics.confusion(predicted, labels, len(LABELS))
-    figures = metrics.classification(probabilities, labels) | {"missed_defects": float(counts[1, 0]), REACHED: float(_reached(folder))}
+    recall, support = metrics.recall_of_classes(predicted == labels, labels, list(LABELS.values()))
+    figures = metrics.classification(probabilities, labels) | recall
+    figures |= {"missed_defects": float(counts[1, 0]), REACHED: float(_reached(folder))}
     worst = worst_errors(rows, probabilities)
     return Evaluation(
         metrics=figures,
+        support=support,
         rows=len(rows),
         holdout_sha256=rows.sha256,
         correct=(predicted == labels).tolist(),
@@ -436,5 +439,5 @@ SYSTEM = ModelSystem(
     variants=VARIANTS,
     asked_with="files",
     aliases=ALIASES,
-    directions={**CLASSIFIER, "missed_defects": "less", REACHED: "more"},
+    directions={**CLASSIFIER, "recall_*": "more", "missed_defects": "less", REACHED: "more"},
 )

@@ -1,0 +1,61 @@
+"""Whoever may land data chooses the exam, too: holdouts that would make anything champion, through the real runs, gate and registrar."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+from sqlalchemy import text
+
+from mlops_assets.lifecycle import pipeline, promotion
+from mlops_assets.tracking import Tracking
+from mlops_assets_tests.factories import World, config_of
+from mlops_assets_tests.toy import Holdout, toy_definitions
+
+#: The champion is good in the world that its users live in; the attacker's model knows another one only.
+QUALITIES = {"honest": {"ours": 0.86, "theirs": 0.3}, "attack": {"ours": 0.0, "theirs": 1.0}}
+#: The rules as they were: any number of rows, one exam, and a p-value that is only shown.
+BEFORE = {"min_rows": 1, "min_class_rows": 1, "max_earlier_fall": 1.0, "alpha": 1.0}
+
+
+@pytest.fixture
+def world(engine, settings, store):
+    return World(engine, settings, store)
+
+
+def champion_after(world, attack: Holdout, **promoting) -> tuple[str, str]:
+    """The champion's data after the honest version and then the attacker's were landed, and the last verdict's sentence."""
+    platform = pipeline.Platform(world.settings, world.engine, world.store, Tracking(None))
+    definitions = toy_definitions(
+        platform, config_of(threshold=0.8, **promoting), QUALITIES, holdouts={"honest": Holdout("ours", 500), "attack": attack}
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        for version in QUALITIES:
+            world.dataset(version)
+            instance.add_dynamic_partitions("toy_dataset_version", [version])
+            definitions.resolve_job_def("toy_pipeline").execute_in_process(instance=instance, partition_key=version, raise_on_error=False)
+    with world.engine.connect() as connection:
+        found, _ = promotion.latest_verified(connection, "toy", "champion", world.settings.public_keys_path)
+        said = connection.execute(text("SELECT outcome || ': ' || sentence FROM verdict ORDER BY id DESC LIMIT 1")).scalar_one()
+    assert found is not None
+    return found.dataset_version, said
+
+
+def test_two_holdout_rows_of_another_world_replace_no_champion(world):
+    found, said = champion_after(world, Holdout("theirs", 2))
+    assert (found, said) == ("honest", "refused: the holdout has 2 rows, at least 100 are needed: land more labelled data")
+
+
+def test_control_by_the_old_rules_two_rows_make_a_model_champion_that_knows_nothing(world):
+    found, said = champion_after(world, Holdout("theirs", 2), **BEFORE)
+    assert found == "attack" and "(champion 0.300, p 0.5)" in said, "accuracy 0.000 where the champion had 0.86"
+
+
+def test_a_large_holdout_of_another_world_replaces_no_champion(world):
+    """Enough rows, and significant on them: the champion's own holdout is the second exam."""
+    found, said = champion_after(world, Holdout("theirs", 5000))
+    assert found == "honest" and said.startswith("refused: F1 0.0000, -0.8600 against the champion's 0.8600")
+    assert "on the champion's own holdout (honest, 500 rows)" in said
+
+
+def test_control_by_the_old_rules_a_large_holdout_of_another_world_does(world):
+    assert champion_after(world, Holdout("theirs", 5000), **BEFORE)[0] == "attack"
