@@ -614,10 +614,22 @@ def stage(system: str, *, metric: str = "", reason: str = "", as_json: Json = Fa
 
 
 @app.command
-def produce(system: str, *, reason: str, metric: str = "", version: Number = None, as_json: Json = False) -> None:
+def produce(
+    system: str,
+    *,
+    reason: str,
+    metric: str = "",
+    version: Number = None,
+    override: Annotated[
+        bool, Parameter(negative="", help="Also what the gate would refuse today; signed and told with the reason.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Promote the best registered version by METRIC (default: promotion.metric), or --version N, to champion."""
     _given_reason(reason)
-    _ledger_job(system, "produce", {"metric": _metric(system, metric), "version": version, "reason": reason}, as_json)
+    _ledger_job(
+        system, "produce", {"metric": _metric(system, metric), "version": version, "reason": reason, "override": override or None}, as_json
+    )
 
 
 @app.command

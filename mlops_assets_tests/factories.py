@@ -26,11 +26,14 @@ GOOD = {"loss": 0.35, "accuracy": 0.86, "precision": 0.86, "recall": 0.86, "f1":
 BAD = {"loss": 0.69, "accuracy": 0.51, "precision": 0.5, "recall": 0.5, "f1": 0.5}
 
 
-def config_of(system: str = "toy", *, mode: str = "auto", threshold: float = 0.8, **promotion: Any) -> SystemConfig:
+def config_of(
+    system: str = "toy", *, mode: str = "auto", threshold: float = 0.8, limits: Mapping[str, float] | None = None, **promotion: Any
+) -> SystemConfig:
+    """`threshold`: of F1 and accuracy; `limits`: of other metrics."""
     return SystemConfig.model_validate(
         {
             "project": {"name": system, "dataset": "d", "model": "m"},
-            "register_threshold": {"f1": threshold, "accuracy": threshold},
+            "register_threshold": {"f1": threshold, "accuracy": threshold, **(limits or {})},
             "promotion": {"mode": mode, "metric": "f1", **promotion},
         }
     )

@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from mlops_assets.lifecycle.assets import dataset_versions, model_lifecycle
+from mlops_assets.lifecycle.dataset import DatasetError
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
@@ -76,14 +77,16 @@ def toy_system(
     name: str = "toy",
     qualities: Mapping[str, Any] | None = None,
     variants: Mapping[str, float] | None = None,
-    holdouts: Mapping[str, Holdout] | None = None,
+    holdouts: Mapping[str, Holdout | None] | None = None,
 ) -> ModelSystem:
     """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86), or what it has in each world; `variants`: the
-    same by variant; `holdouts`: dataset version -> what it is measured on, where that is not the same 1,000 rows."""
+    same by variant; `holdouts`: dataset version -> what it is measured on, where that is not the same 1,000 rows; None: no table."""
     given, measured_on = qualities or {}, holdouts or {}
     by_variant = variants or {}
 
     def open_table(store: Any, engine: Any, version: str, folder: Path) -> CleanedTable:
+        if measured_on.get(version, Holdout()) is None:
+            raise DatasetError(f"{name} {version} is not cleaned yet: materialize `{name}/cleaned` for it first")
         return CleanedTable(name, version, manifest_of(version), folder, 1000)
 
     def train(context: TrainContext) -> Trained:
@@ -95,7 +98,7 @@ def toy_system(
         config_type=SystemConfig,
         train=train,
         export=_export,
-        evaluate=lambda folder, table, threads: _evaluate(folder, measured_on.get(table.dataset_version, Holdout())),
+        evaluate=lambda folder, table, threads: _evaluate(folder, measured_on.get(table.dataset_version) or Holdout()),
         load_predictor=lambda folder, threads: ToyPredictor(),
         open_table=open_table,
         variant_parameters=lambda config, variant, given: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}) | given,
@@ -109,7 +112,7 @@ def toy_definitions(
     config: SystemConfig | None = None,
     qualities: Mapping[str, Any] | None = None,
     variants: Mapping[str, float] | None = None,
-    holdouts: Mapping[str, Holdout] | None = None,
+    holdouts: Mapping[str, Holdout | None] | None = None,
 ) -> dg.Definitions:
     """The toy's data assets (which only exist) and its real lifecycle."""
     config = config or config_of()

@@ -196,6 +196,7 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
         config,
         "어떤 지표를 기준으로 운영 모델을 등록하시겠습니까?",
         version=(int | None, Field(default=None, description="Promote this registered version instead of the best one.")),
+        override=(bool, Field(default=False, description="Promote it although the gate would refuse it today; signed and told with why.")),
         reason=(str, Field(description=why)),
     )
 
@@ -221,7 +222,12 @@ def _ledger_jobs(system: ModelSystem, config: SystemConfig, open_platform: Calla
         act(context, lambda registrar: registrar.stage(config.metric.value, config.reason))
 
     def produce_op(context: dg.OpExecutionContext, config: Any) -> None:
-        act(context, lambda registrar: registrar.produce(config.metric.value, reason=config.reason, version=config.version))
+        act(
+            context,
+            lambda registrar: registrar.produce(
+                config.metric.value, reason=config.reason, version=config.version, override=config.override
+            ),
+        )
 
     # The forms differ by system, so their types are known only here.
     stage_op.__annotations__["config"], produce_op.__annotations__["config"] = stage_form, produce_form

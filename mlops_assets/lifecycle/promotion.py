@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlops_assets.lifecycle.bundle import File, Files, key_of
-from mlops_assets.lifecycle.report import CLASSIFIER, Direction
+from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Direction, Report
 from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.lifecycle.signing import verify as verify_signature
 
@@ -59,6 +59,27 @@ class Receipt:
     @property
     def metrics(self) -> dict[str, float]:
         return dict(self.body["metrics"])
+
+    @property
+    def evidence(self) -> Report:
+        """What was measured when it was registered, as it was signed: the gate's rules of today can be asked of it."""
+        body = self.body
+        compared = body.get("compared")
+        return Report(
+            system=self.system,
+            variant=self.variant,
+            dataset_version=self.dataset_version,
+            attempt_id=body["attempt_id"],
+            bundle_sha256=self.bundle_sha256,
+            manifest_sha256=body["manifest_sha256"],
+            holdout_sha256=body["holdout_sha256"],
+            rows=body["rows"],
+            metrics=self.metrics,
+            created_at=self.at,
+            champion=ChampionScore.from_body(compared) if compared else None,
+            directions=self.directions,
+            support=body.get("support", {}),
+        )
 
     @property
     def directions(self) -> Mapping[str, Direction]:

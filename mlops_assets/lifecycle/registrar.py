@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
 from mlops_assets.database import lock
 from mlops_assets.lifecycle import clients, ledger, outbox, promotion
 from mlops_assets.lifecycle.bundle import digest_of
-from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide
+from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide, objection
 from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
 from mlops_assets.lifecycle.report import ChampionScore, Report, better, label, metric_name
 from mlops_assets.lifecycle.signing import BadSignature, Signer, load_signer
@@ -133,8 +134,9 @@ class Registrar:
         crash.reach("registrar.after_commit")
         return Registration(verdict, receipt, promoted)
 
-    def best(self, metric: str, connection: Connection) -> tuple[Receipt, str, float]:
-        """The registered version that is best by `metric`, the metric's own name and the value. Below today's thresholds nothing counts.
+    def best(self, metric: str, connection: Connection, *, override: bool = False) -> tuple[Receipt, str, float]:
+        """The registered version that is best by `metric`, the metric's own name and the value. What the gate would refuse today does not
+        count, unless `override`.
 
         Raises:
             Refused: no version qualifies. UnknownMetric: no report has that metric.
@@ -144,9 +146,14 @@ class Registrar:
         if not found:
             raise Refused(f"{self.system} has no registered version: train one with `mlops train {self.system} --dataset-version V`")
         name = metric_name(metric, sorted({known for receipt in found for known in receipt.metrics if known in receipt.directions}))
-        passing = [r for r in found if name in r.metrics and name in r.directions and self._below(r) is None]
+        objections = {} if override else {r.version: self._objection(connection, r) for r in found}
+        passing = [r for r in found if name in r.metrics and name in r.directions and not objections.get(r.version)]
         if not passing:
-            raise Refused(f"no registered version of {self.system} meets register_threshold as it is now: {self._below(found[0])}")
+            why = next((said for said in objections.values() if said), f"none has {label(name)}")
+            raise Refused(
+                f"no registered version of {self.system} meets register_threshold and promotion as they are now: {why}; "
+                "`mlops produce --override --reason TEXT` promotes one all the same"
+            )
         # Versions that were measured on the same rows as the newest one come first: only those figures compare.
         newest = max(passing, key=lambda r: r.version)
         comparable = [r for r in passing if r.body["holdout_sha256"] == newest.body["holdout_sha256"]]
@@ -161,14 +168,18 @@ class Registrar:
             receipt, why = self._chosen(connection, metric, version)
             return self._append(connection, receipt, "stage", f"{reason} ({why})" if reason else why)
 
-    def produce(self, metric: str | None = None, *, reason: str, version: int | None = None) -> Promotion:
-        """Promote the best registered version by `metric` (default: the policy's), or `version`, to champion."""
+    def produce(self, metric: str | None = None, *, reason: str, version: int | None = None, override: bool = False) -> Promotion:
+        """Promote the best registered version by `metric` (default: the policy's), or `version`, to champion.
+
+        Args:
+            override: also one that the gate would refuse today; its objection is signed and told with the reason.
+        """
         if not reason.strip():
             raise ValueError("a promotion by hand needs a reason: --reason TEXT")
         with self.engine.begin() as connection, self._locked(connection):
             if (done := self._done_before(connection, "produce")) is not None:
                 return done
-            receipt, why = self._chosen(connection, metric, version)
+            receipt, why = self._chosen(connection, metric, version, override=override)
             current, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
             if current is not None and current.version == receipt.version:
                 raise Refused(f"{self.system} v{receipt.version} is the champion already")
@@ -213,16 +224,43 @@ class Registrar:
     def _locked(self, connection: Connection) -> Any:
         return lock(connection, f"mlops_assets.promotion.{self.system}")
 
-    def _chosen(self, connection: Connection, metric: str | None, version: int | None) -> tuple[Receipt, str]:
-        """The receipt that a person chose, by number or by metric, and how. Today's thresholds hold for both."""
+    def _chosen(self, connection: Connection, metric: str | None, version: int | None, *, override: bool = False) -> tuple[Receipt, str]:
+        """The receipt that a person chose, by number or by metric, and how. The gate's rules of today hold for both, unless `override`."""
         if version is None:
-            receipt, name, value = self.best(metric or self.policy.metric, connection)
-            return receipt, f"best {label(name)} {value:.3f}"
-        receipt = self._registered(connection, version)
-        below = self._below(receipt)
-        if below is not None:
-            raise Refused(f"{self.system} v{version} is under today's register_threshold: {below}")
-        return receipt, f"v{version} by number"
+            receipt, name, value = self.best(metric or self.policy.metric, connection, override=override)
+            why = f"best {label(name)} {value:.3f}"
+        else:
+            receipt, why = self._registered(connection, version), f"v{version} by number"
+        objection = self._objection(connection, receipt)
+        if objection is None:
+            return receipt, why
+        if not override:
+            raise Refused(
+                f"{self.system} v{receipt.version} would be refused today (register_threshold, promotion): {objection}; "
+                "`mlops produce --override --reason TEXT` promotes it all the same"
+            )
+        return receipt, f"{why}; overrides the gate: {objection}"
+
+    def _objection(self, connection: Connection, receipt: Receipt) -> str | None:
+        """What the gate would say today of what was measured when the version was registered, against the champion in place; None: nothing.
+
+        Versions that were measured on other rows than the champion, and never beside it, are not compared: a person decides.
+        """
+        report = receipt.evidence
+        current, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
+        champion = _score(current)
+        if current is not None and (report.champion is None or report.champion.bundle_sha256 != current.bundle_sha256):
+            same = current.receipt.body["holdout_sha256"] == report.holdout_sha256 and current.bundle_sha256 != report.bundle_sha256
+            report = replace(report, champion=champion if same else None)
+        # A version is as old as its figures: what nobody measured then cannot fall.
+        known = {name: fall for name, fall in self.policy.max_fall.items() if any(fnmatchcase(metric, name) for metric in report.metrics)}
+        found = objection(report, champion, replace(self.policy, max_fall=known))
+        return f"v{receipt.version}: {found.sentence}" if found else None
+
+    def _below(self, receipt: Receipt) -> str | None:
+        """The same of the version alone, beside no champion."""
+        found = objection(receipt.evidence, None, replace(self.policy, max_fall={}))
+        return f"v{receipt.version}: {found.sentence}" if found else None
 
     def _decide(
         self, connection: Connection, attempt_id: int, report_id: int | None
@@ -250,20 +288,7 @@ class Registrar:
     def _champion(self, connection: Connection) -> ChampionScore | None:
         """The champion that is really in place: the newest promotion that verifies."""
         found, _ = promotion.latest_verified(connection, self.system, "champion", self.public_keys)
-        if found is None:
-            return None
-        return ChampionScore(found.version, found.bundle_sha256, found.dataset_version, found.receipt.metrics)
-
-    def _below(self, receipt: Receipt) -> str | None:
-        for metric, threshold in self.policy.thresholds.items():
-            value = receipt.metrics.get(metric)
-            direction = receipt.directions.get(metric)
-            if value is not None and direction is None:
-                return f"nobody says whether more or less {label(metric)} of v{receipt.version} is better: train and register it again"
-            if value is None or direction is None or not better(direction, value, threshold) >= 0:
-                shown = "none" if value is None else f"{value:.3f}"
-                return f"v{receipt.version} has {label(metric)} {shown}, the threshold is {threshold:.3f}"
-        return None
+        return _score(found)
 
     def _done_before(self, connection: Connection, operation: str, version: int | None = None) -> Promotion | None:
         """What this run, or the one that it retries, appended by `operation` (of `version`) before its worker died."""
@@ -368,6 +393,8 @@ class Registrar:
             "report_sha256": report.sha256,
             "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
             "directions": dict(report.directions),
+            "support": dict(report.support),
+            "compared": report.body()["champion"],
             "rows": report.rows,
             "thresholds": dict(self.policy.thresholds),
             **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),
@@ -421,6 +448,13 @@ class Registrar:
         origin = ", ".join(part for part in (receipt.variant, receipt.dataset_version) if part)
         outbox.tell(connection, f"{words}: {self.system} v{receipt.version} ({origin}) by {self.actor}: {reason}", korean or default)
         return Promotion(**columns, payload=payload, signature=signature, key_id=key_id, at=at, receipt=receipt)
+
+
+def _score(champion: Promotion | None) -> ChampionScore | None:
+    """The champion's own figures, as its receipt has them."""
+    if champion is None:
+        return None
+    return ChampionScore(champion.version, champion.bundle_sha256, champion.dataset_version, champion.receipt.metrics)
 
 
 def _is_older(connection: Connection, system: str, version: str, than: str) -> bool:

@@ -338,7 +338,7 @@ def test_a_rollback_below_todays_thresholds_is_done_and_says_so_everywhere(world
     world.registered("v2", {**GOOD, "f1": 0.9}, content="b")
     strict = config_of(threshold=0.88)
     back = world.registrar(strict).rollback(reason="complaints")
-    wanted = "complaints (an emergency exit: it is under today's register_threshold: v1 has F1 0.850, the threshold is 0.880)"
+    wanted = "complaints (an emergency exit: it is under today's register_threshold: v1: F1 0.850 < 0.880)"
     assert (back.version, back.reason, back.body["reason"]) == (1, wanted, wanted)
     (told,) = psql(world, "SELECT payload ->> 'text' FROM outbox WHERE topic = 'slack' ORDER BY id DESC LIMIT 1")[0]
     assert wanted in told and "최소값" in told

@@ -183,6 +183,41 @@ def test_a_raised_threshold_holds_for_promotions_by_hand(world):
     assert world.registrar(manual).produce("F1", reason="control").version == 1
 
 
+def test_what_the_gate_would_refuse_today_is_promoted_by_hand_only_with_an_override(world):
+    """Labels of which 15 % are wrong: registered before calibration was watched. The reason and the objection are signed and told."""
+    manual = config_of(mode="manual")
+    world.registered(metrics={**GOOD, "ece": 0.017}, content="right", config=manual)
+    world.registered("v2", {**GOOD, "f1": 0.9, "ece": 0.089}, content="15 % flipped", config=manual)
+    watching = config_of(mode="manual", limits={"ece": 0.05})
+    for call in (lambda r: r.produce(version=2, reason="x"), lambda r: r.stage(version=2)):
+        with pytest.raises(Refused, match=r"v2: ECE 0\.089 > 0\.050; `mlops produce --override --reason TEXT`"):
+            call(world.registrar(watching))
+    assert world.registrar(watching).produce(reason="the best that is eligible").version == 1, "though v2 has the better F1"
+    done = world.registrar(watching).produce(version=2, reason="the labels are right, the limit is not", override=True)
+    assert (
+        champion(world) == 2
+        and done.reason == "the labels are right, the limit is not (v2 by number; overrides the gate: v2: ECE 0.089 > 0.050)"
+    )
+    with world.engine.connect() as connection:
+        told = connection.execute(text("SELECT payload ->> 'text' FROM outbox WHERE topic = 'slack' ORDER BY id DESC LIMIT 1")).scalar_one()
+    assert "overrides the gate: v2: ECE 0.089 > 0.050" in told
+    assert world.registrar(manual).produce(version=1, reason="x").version == 1, "a control: by the old rules nobody objects"
+    with pytest.raises(ValueError, match="needs a reason"):
+        world.registrar(watching).produce(version=2, reason="", override=True)
+
+
+def test_a_version_that_fell_against_the_champion_on_the_same_rows_needs_an_override(world):
+    """Registered first, beside no champion: what it is compared with is the champion that was promoted since."""
+    manual = config_of(mode="manual", max_fall={"recall": 0.03})
+    world.registered(metrics={**GOOD, "recall": 0.809}, content="a", config=manual)
+    world.registered("v2", {**GOOD, "recall": 0.854}, content="b", config=manual)
+    world.registrar(manual).produce(version=2, reason="first")
+    with pytest.raises(Refused, match=r"Recall 0\.8090, -0\.0450 against the champion's 0\.8540"):
+        world.registrar(manual).produce(version=1, reason="x")
+    assert champion(world) == 2
+    assert world.registrar(config_of(mode="manual")).produce(version=1, reason="x").version == 1, "a control: the rule, not the version"
+
+
 def test_rollback_goes_to_former_champions_only(world):
     world.registered(content="a")
     with pytest.raises(Refused, match="only champion there ever was"):
