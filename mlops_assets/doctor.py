@@ -246,7 +246,9 @@ def _store(settings: Settings) -> Iterator[Line]:
         try:
             store = ObjectStore.of(settings)
             store.put(key, b"probe")
-            outcome.append("" if store.get(key) == b"probe" else "gave back other bytes than were written")
+            wrong = "" if store.get(key) == b"probe" else "gave back other bytes than were written"
+            listed = any(info.key == key for info in store.list("doctor"))
+            outcome.append(wrong or ("" if listed else "does not list what was written"))
             store.delete(key)
         except Exception as error:  # what a store raises differs by store; all of it is this line
             outcome.append((str(error).strip() or type(error).__name__).splitlines()[0][:300])

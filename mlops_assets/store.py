@@ -554,27 +554,25 @@ def walk(base: Path) -> Iterator[tuple[str, os.stat_result, Odd | None]]:
             if stat.S_ISLNK(here.st_mode):
                 yield folder, here, odd("link")
                 continue
-            entries = list(os.scandir(path))
+            entries = os.scandir(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:
             yield folder, here, odd("unreadable")
             continue
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(found.st_mode):
-                if len(os.fsencode(name)) > MAX_KEY_BYTES:
+        with entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if not stat.S_ISDIR(found.st_mode):
+                    yield name, found, None if stat.S_ISREG(found.st_mode) else _no_file(found)
+                elif len(os.fsencode(name)) > MAX_KEY_BYTES:
                     yield name, found, odd_name("x" * (MAX_KEY_BYTES + 1))
                 else:
                     waiting.append(name)
-            elif stat.S_ISREG(found.st_mode):
-                yield name, found, None
-            else:
-                yield name, found, _no_file(found)
 
 
 def sha256_file(path: Path) -> str:

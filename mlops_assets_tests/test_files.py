@@ -80,3 +80,8 @@ def test_the_indexs_own_version_goes_before_those_it_extends() -> None:
 )
 def test_a_pointer_of_git_lfs_is_known_by_its_first_line(content: bytes, pointer: bool) -> None:
     assert is_lfs_pointer(content) is pointer
+
+
+@pytest.mark.parametrize("path", ["a/b/c.jpg", "a\\b\\c.jpg", "a/b\\c.jpg"])
+def test_folders_that_an_archive_of_windows_wrote_into_a_name_are_folders(path: str) -> None:
+    assert entry(path).folders_and_name == ("a/b", "c.jpg")

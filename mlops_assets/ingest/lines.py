@@ -132,7 +132,7 @@ def sources_of(manifest: Manifest, reader_of: Callable[[str], Reader | None]) ->
     found: list[Source] = []
     unexpected: dict[str, tuple[Entry, Rejected]] = {}
     for entry in manifest.entries:
-        base = entry.path.rsplit("/", 1)[-1]
+        base = entry.folders_and_name[1]
         name = entry.path if entry.from_version == manifest.version else f"{entry.from_version}/{entry.path}"
         reader = reader_of(base)
         if reader is None:
@@ -159,11 +159,11 @@ def _without_second(found: Sequence[Source], refused: dict[str, tuple[Entry, Rej
     kept: list[Source] = []
     files: dict[str, dict[str, Source]] = {}  # table -> version -> its file
     for source in found:
-        table, version, base = source.reader.only_file_of, source.entry.from_version, source.entry.path.rsplit("/", 1)[-1]
+        table, version, base = source.reader.only_file_of, source.entry.from_version, source.entry.folders_and_name[1]
         if table is not None:
             others = files.setdefault(table, {})
             first = next(iter(others.values()), source)
-            if version in others or first.entry.path.rsplit("/", 1)[-1] != base:
+            if version in others or first.entry.folders_and_name[1] != base:
                 refused[source.name] = (source.entry, Rejected("second_file", f"{table}: {first.name} is there already"))
                 continue
             others[version] = source

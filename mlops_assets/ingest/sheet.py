@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets.characters import same_name
+from mlops_assets.files import LFS_REASON, is_lfs_pointer
 from mlops_assets.unambiguous import loads, named_twice
 
 if TYPE_CHECKING:
@@ -348,6 +349,8 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     for mark, marked in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if data.startswith(mark):
             encoding = marked
+    if is_lfs_pointer(data):
+        raise SheetError(f"{name} is {LFS_REASON}")
     problem: UnicodeDecodeError | None = None
     for candidate in (encoding,) if encoding else ENCODINGS:
         try:

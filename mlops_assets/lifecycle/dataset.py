@@ -68,6 +68,13 @@ class Entry:
         """Its name within its version's folder."""
         return self.key.split("/", 3)[3]
 
+    @property
+    def folders_and_name(self) -> tuple[str, str]:
+        """The folders within its version's and the file's own name. Archives of Windows that are unpacked elsewhere have both in one name,
+        with backslashes."""
+        folders, _, name = self.path.replace("\\", "/").rpartition("/")
+        return folders, name
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -252,7 +252,7 @@ def test_a_bad_file_is_turned_away_and_the_others_go_on(version, clean, rows, en
 
 def test_a_byte_order_mark_and_windows_lines_are_read(version, clean, rows) -> None:
     text_ = (HEADER + reviews(10)).replace("\n", "\r\n")
-    done = clean(version("v1", {"ratings_train.txt": "\ufeff" + text_, "ratings_test.txt": HEADER + reviews(3, 100)}))
+    done = clean(version("v1", {"nsmc\\ratings_train.txt": "\ufeff" + text_, "ratings_test.txt": HEADER + reviews(3, 100)}))
     assert done.accepted == 13 and not rows("v1")["document"].str.contains("\r").any()
 
 

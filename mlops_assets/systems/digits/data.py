@@ -207,7 +207,7 @@ def _name_of(entry: Entry, manifest: Manifest) -> str:
 
 
 def _matches(entry: Entry, patterns: Sequence[str]) -> bool:
-    base = posixpath.basename(entry.path).lower()
+    base = entry.folders_and_name[1].lower()
     return any(fnmatchcase(base, pattern.lower()) for pattern in patterns)
 
 
@@ -238,11 +238,11 @@ def _pair_name(entry: Entry, pattern: str, whole: bool) -> tuple[str, ...]:
     Folders named after what they hold (images, labels) are one.
     """
     stands_for = "".join({"*": "(.*)", "?": "(.)"}.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern.lower()))
-    base = posixpath.basename(entry.path).lower()
+    base = entry.folders_and_name[1].lower()
     found = re.fullmatch(stands_for, base)  # None: the pattern has a set of letters
     parts = found.groups() if found else (re.sub("images?|labels?", "", base),)
     parts = tuple(re.sub(r"[-_.]+", "-", re.sub("idx[13]", "idx", part.removesuffix("" if whole else ".gz"))) for part in parts)
-    folder = ["" if re.fullmatch("images?|labels?", name.lower()) else name for name in posixpath.dirname(entry.path).split("/")]
+    folder = ["" if re.fullmatch("images?|labels?", name.lower()) else name for name in entry.folders_and_name[0].split("/")]
     return entry.from_version, "/".join(folder), *parts
 
 

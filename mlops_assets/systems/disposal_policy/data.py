@@ -97,7 +97,7 @@ def scan(store: ObjectStore, manifest: Manifest, section: CleaningSection) -> Sc
     types = {"".join(name.split()): kind for kind, others in section.collection_types.items() for name in (kind, *others)}
     for entry in sorted(manifest.entries, key=lambda entry: entry.path):
         name = entry.path if entry.from_version == manifest.version else f"{entry.from_version}/{entry.path}"
-        base = entry.path.rsplit("/", 1)[-1]
+        base = entry.folders_and_name[1]
         if not any(fnmatchcase(base, pattern) for pattern in section.files):
             done.refused[name] = (entry, Rejected("unexpected_file", base))
             continue

@@ -194,7 +194,7 @@ def _is_picture(entry: Entry) -> bool:
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
-    base = posixpath.basename(path).lower()
+    base = posixpath.basename(path.replace("\\", "/")).lower()
     return any(fnmatchcase(base, pattern.lower()) for pattern in patterns)
 
 
@@ -333,7 +333,7 @@ def _set_no_examples_aside(rows: Iterable[Row], entries: Iterable[Entry], sectio
 
 
 def _group_of(name: str, section: DatasetSection) -> str | None:
-    found = re.search(section.group_pattern, posixpath.basename(name)) if section.group_pattern else None
+    found = re.search(section.group_pattern, posixpath.basename(name.replace("\\", "/"))) if section.group_pattern else None
     if found is None:
         return None
     return (found.group(1) if found.re.groups else None) or found.group(0)
