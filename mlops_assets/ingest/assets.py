@@ -61,7 +61,12 @@ def system_definitions(
         assets=[*data_assets(config, settings), *model.assets, *model.checks],
         jobs=lifecycle_jobs(system, config, open_platform),
         sensors=[
-            landing_sensor(system.name, f"{system.name}_pipeline", settings),
+            landing_sensor(
+                system.name,
+                f"{system.name}_pipeline",
+                settings,
+                lambda: load_config(system.config_type, system.name, settings.configs),
+            ),
             *live_sensors(system.name, config.monitoring, open_platform),
         ],
     )

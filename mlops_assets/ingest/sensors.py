@@ -4,27 +4,36 @@ Belongs here: what to hand to Dagster, and when. Does not belong here: when a ve
 (`comments.py`), anything slow to import: a sensor's process starts often.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from mlops_assets.ingest import comments, objects
 from mlops_assets.ingest.comment_source import CommentsError, CommentsSection
+from mlops_assets.lifecycle import sections
 from mlops_assets.lifecycle.assets import dataset_versions
+from mlops_assets.lifecycle.sections import SECTIONS
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
-from mlops_assets.settings import Settings
+from mlops_assets.settings import Settings, SettingsError, Strict
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 #: Requests this much older than the cursor are looked at again: a transaction that began earlier may commit later.
 OVERLAP = timedelta(hours=1)
 RUN_KEY_TAG = "dagster/run_key"
 
 
-def landing_sensor(system: str, job_name: str, settings: Settings) -> dg.SensorDefinition:
+def landing_sensor(system: str, job_name: str, settings: Settings, read_config: Callable[[], Strict] | None = None) -> dg.SensorDefinition:
     """Records what arrived for `system` and starts `job_name` once for each run that the ledger asks for.
 
     The ledger is the truth, the cursor only a hint of which requests were handed over already.
+
+    Args:
+        read_config: the configuration as its file has it now: what a run is asked for with. While it cannot be read, runs wait.
     """
     partitions = dataset_versions(system)
 
@@ -41,6 +50,10 @@ def landing_sensor(system: str, job_name: str, settings: Settings) -> dg.SensorD
             done = objects.tick(engine, store.open(), system, settle_seconds=settings.settle_seconds)
             with engine.connect() as connection:
                 asked = objects.runs_asked(connection, system, since - OVERLAP if since else None)
+            try:
+                digests = _sections(engine, system, asked, read_config)
+            except SettingsError as error:  # a run would only fail over it
+                return dg.SensorResult(skip_reason=f"runs wait until the configuration can be read: {error}", cursor=context.cursor)
         for version, problem in done.problems.items():
             context.log.error(f"{system} {version}: {problem}")
         started = _started(context.instance, [request.run_key for request in asked])
@@ -51,7 +64,12 @@ def landing_sensor(system: str, job_name: str, settings: Settings) -> dg.SensorD
                 dg.RunRequest(
                     run_key=request.run_key,
                     partition_key=request.version,
-                    tags={"mlops/system": system, "mlops/dataset_version": request.version, "mlops/why": request.reason},
+                    tags={
+                        "mlops/system": system,
+                        "mlops/dataset_version": request.version,
+                        "mlops/why": request.reason,
+                        **({SECTIONS: digest} if (digest := digests.get((request.version, request.attempt))) else {}),
+                    },
                 )
                 for request in missing
             ],
@@ -61,6 +79,20 @@ def landing_sensor(system: str, job_name: str, settings: Settings) -> dg.SensorD
         )
 
     return landing
+
+
+def _sections(
+    engine: "Engine", system: str, asked: Sequence[objects.RunAsked], read_config: Callable[[], Strict] | None
+) -> dict[tuple[str, int], str]:
+    """(version, attempt) of each request -> the digest of its sections, which it gets when it is first seen."""
+    if read_config is None or not asked:
+        return {}
+    with engine.begin() as connection:
+        known = sections.asked_with(connection, system)
+        if new := [key for request in asked if (key := (request.version, request.attempt)) not in known]:
+            sections.ask_with(connection, new, read_config())
+            known = sections.asked_with(connection, system)
+    return known
 
 
 def _parse(cursor: str | None) -> datetime | None:

@@ -14,11 +14,15 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from mlops_assets.dagster_api import OUTCOME, WHY
+from mlops_assets.lifecycle import sections
 from mlops_assets.lifecycle.actor import of_run
+from mlops_assets.lifecycle.sections import SECTIONS, C
 from mlops_assets.lifecycle.system import ModelSystem, Picture
 from mlops_assets.settings import SystemConfig, git_commit
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.promotion import Promotion
     from mlops_assets.lifecycle.registrar import Registrar, Registration
@@ -90,12 +94,12 @@ class _Half:
         def trained_model(context: dg.AssetExecutionContext, config: dg.Config) -> Iterator[dg.MaterializeResult[None]]:
             from mlops_assets.lifecycle import pipeline
 
-            given = config.model_dump()
+            given, platform = config.model_dump(), self.open_platform()
             try:
                 done = pipeline.train(
-                    self.open_platform(),
+                    platform,
                     self.system,
-                    self.config,
+                    sections_of(context, platform.engine, self.config),
                     variant=self.variant,
                     dataset_version=context.partition_key,
                     run_id=context.run.run_id,
@@ -267,7 +271,10 @@ class _Half:
         return registered_model
 
     def registrar(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> "Registrar":
-        return _registrar(self.open_platform(), self.config, context)
+        platform = self.open_platform()
+        asked = _asked(context, platform.engine, self.config)
+        policy = sections.judged_by(self.config, asked.config, self.system.directions)
+        return _registrar(platform, policy, context, asked.sha256)
 
     def value(self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, layer: str) -> dict[str, Any]:
         return _value(self.open_platform(), self.key(layer), _partition(context), context.run.run_id)
@@ -443,11 +450,36 @@ def deliver(platform: "Platform", warn: Callable[[str], None]) -> None:
         warn(f"MLflow and Slack will be told later: {error}")
 
 
-def _registrar(platform: "Platform", config: SystemConfig, context: Any) -> "Registrar":
+def sections_of(context: Any, engine: "Engine", now: C) -> C:
+    """The configuration that the step's run was asked for with; a line of its log says what was changed since."""
+    asked = _asked(context, engine, now)
+    if asked.changed:
+        context.log.warning(asked.changed)
+    return asked.config
+
+
+def _asked(context: Any, engine: "Engine", now: C) -> sections.Asked[C]:
+    """A run that was launched by hand has the sections of its first step, which its retries keep."""
+    digest = context.run.tags.get(SECTIONS)
+    asked = sections.of_run(engine, now, digest)
+    if digest is None:
+        context.instance.add_run_tags(context.run.run_id, {SECTIONS: asked.sha256})
+    return asked
+
+
+def _registrar(platform: "Platform", config: SystemConfig, context: Any, sections_sha256: str | None = None) -> "Registrar":
     from mlops_assets.lifecycle.registrar import Registrar
 
-    run, actor = context.run, of_run(context.run.run_id)
-    return Registrar(platform.engine, platform.settings, config, actor=actor, dagster_run_id=run.run_id, root_run_id=run.root_run_id)
+    run = context.run
+    return Registrar(
+        platform.engine,
+        platform.settings,
+        config,
+        actor=of_run(run.run_id),
+        dagster_run_id=run.run_id,
+        root_run_id=run.root_run_id,
+        sections_sha256=sections_sha256,
+    )
 
 
 def _value(platform: "Platform", key: dg.AssetKey, partition: str, run_id: str) -> dict[str, Any]:

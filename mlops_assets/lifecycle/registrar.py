@@ -75,6 +75,7 @@ class Registrar:
 
     Args:
         settings: for the signing key, the public keys and the object store.
+        sections_sha256: digest of the sections that the run was asked for with (`sections.py`); it stands in the receipt.
         actor: who is behind the calls (`run:<id>` or a user), recorded and signed.
         root_run_id: the first of the runs that retry one another, signed with what is appended: what it did, no retry does again.
             Default: `dagster_run_id`; without either each call is one of its own.
@@ -89,6 +90,7 @@ class Registrar:
         actor: str,
         dagster_run_id: str | None = None,
         root_run_id: str | None = None,
+        sections_sha256: str | None = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -98,6 +100,7 @@ class Registrar:
         self.dagster_run_id = dagster_run_id
         self.root_run_id = root_run_id or dagster_run_id
         self.store = ObjectStore.of(settings)
+        self.sections_sha256 = sections_sha256
         self.public_keys = settings.public_keys_path
         self._signer: Signer = load_signer(settings)
 
@@ -399,6 +402,7 @@ class Registrar:
             "thresholds": dict(self.policy.thresholds),
             **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),
             "champion": {"version": champion.version, "bundle_sha256": champion.bundle_sha256} if champion else None,
+            "sections_sha256": self.sections_sha256,
             "code_version": attempt.code_version,
             "git_commit": attempt.git_commit,
             "seed": attempt.seed,

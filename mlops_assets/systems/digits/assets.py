@@ -23,7 +23,7 @@ from mlops_assets.ingest.assets import (
 )
 from mlops_assets.ingest.jobs import drawn_definitions
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES
+from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, sections_of
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -62,8 +62,9 @@ def data_assets(config: DigitsConfig, settings: Settings) -> DataAssets:
     def cleaned(context: dg.AssetExecutionContext, store: ObjectStoreResource, postgres: PostgresResource) -> dg.MaterializeResult[None]:
         objects = store.open()
         with postgres.engine() as engine, scratch_folder(settings) as scratch, failures(context):
+            section = sections_of(context, engine, config).dataset
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
-            done = data.clean(engine, objects, manifest, config.dataset, scratch / "cleaned", threads=settings.threads)
+            done = data.clean(engine, objects, manifest, section, scratch / "cleaned", threads=settings.threads)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
             sheet = data.contact_sheet(objects, done.table, scratch / "sheet", EVENT_PICTURE_BYTES)
         return cleaned_result(done, objects, _SCHEMA, examples, data.ROW_REASONS, data.FILE_REASONS, **_shown(done, sheet))

@@ -16,7 +16,7 @@ from mlops_assets.ingest.objects import LandingError
 from mlops_assets.ingest.rows import find_cleaned
 from mlops_assets.ingest.sensors import landing_sensor
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import dataset_versions, key_of
+from mlops_assets.lifecycle.assets import dataset_versions, key_of, sections_of
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -36,14 +36,18 @@ class ApplyConfig(dg.Config):
     )
 
 
+def read_config(settings: Settings) -> PolicyConfig:
+    path = settings.configs / f"{data.SYSTEM}.yaml"
+    return validate(PolicyConfig, read_yaml(path), str(path))
+
+
 def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Definitions:
     """Everything of this system: its assets, the nightly reading and the landing sensor.
 
     Raises:
         SettingsError: configs/disposal_policy.yaml is wrong; the message says where.
     """
-    path = settings.configs / f"{data.SYSTEM}.yaml"
-    config = validate(PolicyConfig, read_yaml(path), str(path))
+    config = read_config(settings)
     layers = [key_of(data.SYSTEM, "", layer) for layer in ("dataset", "cleaned", "policy")]
     pipeline = dg.define_asset_job(
         f"{data.SYSTEM}_pipeline",
@@ -55,7 +59,7 @@ def build(settings: Settings, open_platform: "Callable[[], Platform]") -> dg.Def
     return dg.Definitions(
         assets=data_assets(config, settings),
         jobs=[pipeline, reading],
-        sensors=[landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings)],
+        sensors=[landing_sensor(data.SYSTEM, f"{data.SYSTEM}_pipeline", settings, lambda: read_config(settings))],
         schedules=[
             dg.ScheduleDefinition(
                 name=f"{data.SYSTEM}_collect_nightly",
@@ -113,7 +117,7 @@ def data_assets(config: PolicyConfig, settings: Settings) -> list[dg.AssetsDefin
         objects = store.open()
         with postgres.engine() as engine, scratch_folder(settings) as scratch, failures(context):
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
-            done = data.clean(engine, objects, manifest, config.cleaning, spark.engine(), scratch)
+            done = data.clean(engine, objects, manifest, sections_of(context, engine, config).cleaning, spark.engine(), scratch)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
         found = [{"rule": rule, "cells": cells, "means": rows.FINDINGS[rule]} for rule, cells in done.findings.items()]
         more: dict[str, Any] = {"dirty_rows": objects.uri(data.report_key(manifest)), **({"findings": table(found)} if found else {})}

@@ -20,6 +20,7 @@ from mlops_assets.ingest.assets import (
     system_definitions,
 )
 from mlops_assets.lifecycle import dataset as versions
+from mlops_assets.lifecycle.assets import sections_of
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -54,8 +55,9 @@ def data_assets(config: SentimentConfig, settings: Settings) -> DataAssets:
     ) -> dg.MaterializeResult[None]:
         objects = store.open()
         with postgres.engine() as engine, scratch_folder(settings) as scratch, failures(context):
+            section = sections_of(context, engine, config).dataset
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
-            done = data.clean(engine, objects, manifest, config.dataset, spark.engine(), scratch, max_line_bytes=settings.max_line_bytes)
+            done = data.clean(engine, objects, manifest, section, spark.engine(), scratch, max_line_bytes=settings.max_line_bytes)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
         return cleaned_result(done, objects, _SCHEMA, examples, data.ROW_REASONS, data.FILE_REASONS, **{"dagster/table_name": "review"})
 

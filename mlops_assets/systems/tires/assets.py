@@ -22,7 +22,7 @@ from mlops_assets.ingest.assets import (
     table,
 )
 from mlops_assets.lifecycle import dataset as versions
-from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES
+from mlops_assets.lifecycle.assets import EVENT_PICTURE_BYTES, sections_of
 from mlops_assets.lifecycle.pipeline import scratch_folder
 from mlops_assets.resources.object_store import ObjectStoreResource
 from mlops_assets.resources.postgres import PostgresResource
@@ -56,7 +56,7 @@ def data_assets(config: TiresConfig, settings: Settings) -> DataAssets:
         objects = store.open()
         with postgres.engine() as engine, scratch_folder(settings) as scratch, failures(context):
             manifest = versions.read_manifest(engine, objects, data.SYSTEM, context.partition_key)
-            done = data.clean(engine, objects, manifest, config.dataset, scratch, threads=settings.threads)
+            done = data.clean(engine, objects, manifest, sections_of(context, engine, config).dataset, scratch, threads=settings.threads)
             examples = quarantined_rows(engine, data.SYSTEM, context.partition_key)
         return cleaned_result(done, objects, _SCHEMA, examples, data.ROW_REASONS, data.FILE_REASONS, **_shown(objects, done))
 
