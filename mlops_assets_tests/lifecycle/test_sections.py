@@ -11,7 +11,7 @@ import yaml
 from sqlalchemy import text
 
 from mlops_assets.ingest.sensors import landing_sensor
-from mlops_assets.lifecycle import ledger, promotion, sections
+from mlops_assets.lifecycle import promotion, sections
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.lifecycle.sections import SECTIONS
 from mlops_assets.resources.object_store import ObjectStoreResource
@@ -59,8 +59,7 @@ class Runs:
 
     def seed(self) -> int:
         with self.world.engine.connect() as connection:
-            newest = connection.execute(text("SELECT max(id) FROM attempt")).scalar_one()
-            return ledger.attempt(connection, newest).seed
+            return int(connection.execute(text("SELECT seed FROM attempt ORDER BY id DESC LIMIT 1")).scalar_one())
 
     def said(self, run: dg.DagsterRun) -> str:
         return "\n".join(entry.user_message for entry in self.instance.all_logs(run.run_id))
