@@ -687,8 +687,10 @@ def request_run(connection: Connection, system: str, version: str, reason: str) 
     return int(
         connection.execute(
             text(
+                # The first free number, not the one after the highest: anybody may have inserted the highest there is.
                 "INSERT INTO run_request (system, version, attempt, reason) "
-                "SELECT :s, :v, coalesce(max(attempt), 0) + 1, :r FROM run_request WHERE system = :s AND version = :v RETURNING attempt"
+                "SELECT :s, :v, 1 + count(*), :r FROM (SELECT attempt, row_number() OVER (ORDER BY attempt) AS place FROM run_request "
+                "WHERE system = :s AND version = :v AND attempt > 0) taken WHERE attempt = place RETURNING attempt"
             ),
             {"s": system, "v": version, "r": reason},
         ).scalar_one()

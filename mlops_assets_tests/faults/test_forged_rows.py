@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 
 from mlops_assets import names
+from mlops_assets.ingest import objects
 from mlops_assets.lifecycle import bundle, history, ledger, pipeline, promotion, retention, signing
 from mlops_assets.lifecycle.registrar import Registrar
 from mlops_assets.serving.models import Follower
@@ -103,6 +104,16 @@ def test_a_forged_receipt_takes_no_version_and_no_bundle(world):
     with pytest.raises(DataError, match="out of range"):  # control
         psql(world, "SELECT max(version) + 1 FROM receipt")
     assert psql(world, "SELECT min(version) FROM receipt WHERE bundle_sha256 = :b", b=attempt.bundle_sha256) == [(2,)], "control"
+
+
+def test_the_highest_attempt_of_a_run_request_ends_no_later_one(world):
+    world.dataset("v1")
+    for attempt in (2**31 - 1, -5, 2):
+        psql(world, "INSERT INTO run_request (system, version, attempt, reason) VALUES ('toy', 'v1', :a, 'psql')", a=attempt)
+    with world.engine.begin() as connection:
+        assert [objects.request_run(connection, "toy", "v1", "again") for _ in range(2)] == [1, 3]
+    with pytest.raises(DataError, match="out of range"):  # control
+        psql(world, "SELECT max(attempt) + 1 FROM run_request")
 
 
 def test_a_server_follows_the_newest_genuine_promotion_whatever_lies_above(engine, settings, store, tmp_path):
