@@ -228,6 +228,13 @@ class ObjectStore:
             digest.update(chunk)
         return digest.hexdigest()
 
+    def holds(self, key: str, sha256: str) -> bool:
+        """Whether the object is there with these very bytes: its name and size are anybody's who can write here."""
+        try:
+            return self.digest(key) == sha256
+        except FileNotFoundError:
+            return False
+
     def put(self, key: str, data: bytes | Path) -> None:
         import obstore
 

@@ -72,8 +72,8 @@ def publish(store: ObjectStore, folder: Path) -> tuple[str, Files]:
     """Copy `folder` into the store under its digest. Publishing the same bytes again writes nothing new."""
     files = files_of(folder)
     digest = digest_of(files)
-    for name in files:
-        if not store.exists(key_of(digest, name)):
+    for name, file in files.items():
+        if not store.holds(key_of(digest, name), file.sha256):  # what lies there may have been put there by somebody
             store.put(key_of(digest, name), folder / name)
     return digest, files
 

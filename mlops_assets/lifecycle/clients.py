@@ -25,7 +25,6 @@ from mlops_assets.store import sha256_file
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.promotion import Receipt
-    from mlops_assets.store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def ensure_version(platform: Platform, receipt: Receipt) -> dict[str, str] | Non
     prefix, store, asset = prefix_of(receipt.system, receipt.version), platform.store, f"{receipt.system}/clients"
     with platform.engine.connect() as connection:
         made = ledger.get_value(connection, asset, f"v{receipt.version}", "", keys)
-    if made is not None and all(_has(store, f"{prefix}/{name}", digest) for name, digest in made.items()):
+    if made is not None and all(store.holds(f"{prefix}/{name}", digest) for name, digest in made.items()):
         return made
     if WEIGHTS not in receipt.weights or not store.exists(bundle.weights_key(receipt.bundle_sha256, WEIGHTS)):
         return None
@@ -99,13 +98,6 @@ def ensure_version(platform: Platform, receipt: Receipt) -> dict[str, str] | Non
     with platform.engine.begin() as connection:
         ledger.put_value(connection, asset, f"v{receipt.version}", "", made, load_signer(platform.settings))
     return made
-
-
-def _has(store: ObjectStore, key: str, sha256: str) -> bool:
-    try:
-        return store.digest(key) == sha256
-    except FileNotFoundError:
-        return False
 
 
 def _write_state_dict(platform: Platform, receipt: Receipt, key: str) -> str:

@@ -252,6 +252,14 @@ def open_entry(store: ObjectStore, entry: Entry) -> Iterator[bytes]:
         raise DatasetError(f"the bytes of {store.uri(object_key(entry.sha256))} ({entry.key}) were changed: restore them from a backup")
 
 
+def read_object(store: ObjectStore, sha256: str) -> bytes:
+    """Frozen bytes by their digest, verified. Raises DatasetError."""
+    data = store.get(object_key(sha256))
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DatasetError(f"the bytes of {store.uri(object_key(sha256))} were changed: restore them from a backup")
+    return data
+
+
 # --- freezing -------------------------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +364,7 @@ def _copy(store: ObjectStore, listed: ObjectInfo, limit: int, scratch: Path) -> 
             sha256 = _download(store, info, copy)
             if sha256 is not None:
                 target = object_key(sha256)
-                if _size(store, target) != info.size:
+                if not store.holds(target, sha256):
                     store.put(target, copy)
                 return _Judged(info, sha256)
             info = store.head(info.key)
@@ -393,13 +401,6 @@ def _download(store: ObjectStore, info: ObjectInfo, target: Path) -> str | None:
     # S3 itself refuses to send bytes of another etag; a file system does not.
     unchanged = store.local_root is None or store.head(info.key).etag == info.etag
     return digest.hexdigest() if size == info.size and unchanged else None
-
-
-def _size(store: ObjectStore, key: str) -> int | None:
-    try:
-        return store.head(key).size
-    except FileNotFoundError:
-        return None
 
 
 def _commit(engine: Engine, system: str, version: str, judged: Sequence[_Judged], manifest: Manifest | None, refusal: str | None) -> bool:
@@ -607,14 +608,8 @@ def find_table(engine: Engine, system: str, version: str, manifest_sha256: str) 
 def is_whole(store: ObjectStore, table: PublishedTable) -> bool:
     """Whether the store still has every byte of the table: one that was changed is cleaned again."""
 
-    def holds(part: Part) -> bool:
-        try:
-            return store.digest(f"{table.prefix}/{part.name}") == part.sha256
-        except FileNotFoundError:
-            return False
-
     with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-        return all(pool.map(holds, table.parts))
+        return all(pool.map(lambda part: store.holds(f"{table.prefix}/{part.name}", part.sha256), table.parts))
 
 
 _PART_NAME: Final = re.compile(r"part-\d{5}-[0-9a-f]{12}\.parquet")
@@ -653,7 +648,7 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-            list(pool.map(lambda part: _fetch_part(store, table, part, aside), table.parts))
+            list(pool.map(lambda part: fetch_part(store, table, part, aside), table.parts))
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     finally:
@@ -661,7 +656,8 @@ def load_table(store: ObjectStore, engine: Engine, system: str, version: str, fo
     return replace(found, folder=folder)
 
 
-def _fetch_part(store: ObjectStore, table: PublishedTable, part: Part, folder: Path) -> None:
+def fetch_part(store: ObjectStore, table: PublishedTable, part: Part, folder: Path) -> None:
+    """Download one file of the table, verified. Raises DatasetError."""
     key = f"{table.prefix}/{part.name}"
     again = f"materialize `{table.system}/cleaned` for {table.version} again"
     try:

@@ -200,3 +200,20 @@ def test_a_changed_byte_of_any_link_breaks_the_chain(engine, settings, store, ma
     assert not found()["verified"] and "changed" in found()["problems"][0]
     quick = found(read_bytes=False)
     assert quick["problems"] == [] and not quick["verified"], "control: by sizes alone nothing is seen, and nothing is said to hold"
+
+
+def test_bytes_put_beforehand_where_others_will_be_kept_are_replaced(engine, store, world, tmp_path):
+    """The digest of what will arrive or be trained is known beforehand: a file of that name and length, with other bytes, waits there."""
+    content = b"one"
+    planted = dataset.object_key(hashlib.sha256(content).hexdigest())
+    store.put(planted, bytes(len(content)))
+    put(store, "v1", "a", content.decode())
+    ready(store, "v1")
+    tick(engine, store)
+    manifest = freeze(engine, store, "v1", tmp_path)
+    assert b"".join(dataset.open_entry(store, manifest.entries[0])) == content == dataset.read_object(store, manifest.entries[0].sha256)
+    first = world.attempt(content="c")
+    key = bundle.key_of(first.bundle_sha256, "bundle.json")
+    store.put(key, bytes(store.head(key).size))
+    again = world.attempt(content="c")  # published once more: control, by name it was there
+    assert bundle.fetch(store, again.bundle_sha256, again.bundle_files, tmp_path / "bundles").is_dir()

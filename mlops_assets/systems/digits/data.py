@@ -758,7 +758,7 @@ def contact_sheet(store: ObjectStore, table: PublishedTable, scratch: Path, limi
 
     scratch.mkdir(parents=True, exist_ok=True)
     part = table.parts[-1]  # sorted by split: the last shard ends with the holdout
-    store.download(f"{table.prefix}/{part.name}", scratch / part.name)
+    dataset.fetch_part(store, table, part, scratch)
     found = read_digits(CleanedTable(table.system, table.version, table.manifest_sha256, scratch, table.rows), "holdout", files=True)
     side = strokes.SIDE
     rows: list[list[int]] = []

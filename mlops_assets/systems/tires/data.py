@@ -753,7 +753,7 @@ def contact_sheet(store: ObjectStore, table: PublishedTable, limit: int) -> byte
     """A PNG of at most `limit` bytes: a few photos of each label, good ones framed green, defective ones red."""
     from PIL import Image, ImageOps
 
-    photos = [(images.decode(store.get(dataset.object_key(digest))), label) for digest, label in table.body["sheet"]]
+    photos = [(images.decode(dataset.read_object(store, digest)), label) for digest, label in table.body["sheet"]]
     columns = 8
 
     def sheet(side: int) -> Image.Image:
