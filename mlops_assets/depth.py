@@ -54,37 +54,43 @@ def of_png(picture: Image, data: bytes) -> Image:
     Args:
         data: the file's bytes.
     """
-    from PIL import Image, ImageChops
-
     if data[24] != 16:
         return picture
     said = _significant_bits(data)
     if picture.mode not in ("RGB", "RGBA"):
         return eight_bits(picture, said)
     highest = max(high for _, high in picture.getextrema()[:3])  # type: ignore[misc]
-    clear = picture.info.get("transparency")
     low = _low_bytes(data) if highest < 128 else None
-    bits = 16
-    if low is not None:
-        colours = low.split()[:3]
-        bits = _bits(highest << 8 | 255, said, lambda unit: not any(max(band.point(lambda v: v % unit).getextrema()) for band in colours))
-    if isinstance(clear, tuple):
+    bits = 16 if low is None else _bits(highest << 8 | 255, said, lambda unit: _are_multiples(low, unit))
+    if isinstance(clear := picture.info.get("transparency"), tuple):
         picture.info["transparency"] = tuple(min(value >> bits - 8, 255) for value in clear)
-    if low is None or bits == 16:
-        return picture
-    up, down = 16 - bits, bits - 8
-    high_bands, low_bands = picture.split(), low.split()
-    bands = [
-        ImageChops.add(high.point(lambda v: min(v << up, 255)), lower.point(lambda v: v >> down))
-        for high, lower in zip(high_bands[:3], low_bands[:3], strict=True)
-    ]
-    if picture.mode == "RGBA":  # some write what is opaque in the bits of the colours, some in all 16
-        deep = max(high_bands[3].getextrema()) << 8 >= 1 << bits  # type: ignore[operator]
-        alpha = ImageChops.add(high_bands[3].point(lambda v: min(v << up, 255)), low_bands[3].point(lambda v: v >> down))
-        bands.append(high_bands[3] if deep else alpha)
-    scaled = Image.merge(picture.mode, bands)
-    scaled.info |= picture.info
-    return scaled
+    if low is not None and bits < 16:
+        _put_together(picture, low, bits)
+    return picture
+
+
+#: Rows that are worked on at once: of the largest picture nothing but its two halves is held.
+_STRIP = 256
+
+
+def _put_together(high: Image, low: Image, bits: int) -> None:
+    """`high` becomes the upper 8 of so many `bits` in use. Some write what is opaque in the bits of the colours, some in all 16."""
+    from PIL import Image, ImageChops
+
+    up, down = [min(value << 16 - bits, 255) for value in range(256)], [value >> bits - 8 for value in range(256)]
+    bands = len(high.getbands())
+    if bands == 4 and max(high.getchannel(3).getextrema()) << 8 >= 1 << bits:  # type: ignore[operator]
+        bands = 3
+    for top in range(0, high.height, _STRIP):
+        box = (0, top, high.width, min(top + _STRIP, high.height))
+        upper, lower = high.crop(box).split(), low.crop(box).split()
+        parts = [ImageChops.add(one.point(up), other.point(down)) for one, other in zip(upper[:bands], lower[:bands], strict=True)]
+        high.paste(Image.merge(high.mode, [*parts, *upper[bands:]]), box)
+
+
+def _are_multiples(low: Image, unit: int) -> bool:
+    remainders = [value % unit for value in range(256)]
+    return not any(max(low.getchannel(band).point(remainders).getextrema()) for band in range(3))
 
 
 def _bits(highest: int, said: int | None, all_multiples_of: Any) -> int:

@@ -224,6 +224,8 @@ def _lines(steps: np.ndarray) -> int:
     """The most equal lines at all of whose seams the picture changes far more than elsewhere; 1: there are none."""
     import numpy as np
 
+    if len(steps) < 15:
+        return 1
     usual = float(np.median(steps)) + 1
     for count in range(min(SHEET_LINES, (len(steps) + 1) // 8), 1, -1):
         seams = [round((len(steps) + 1) * n / count) for n in range(1, count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -547,3 +548,79 @@ def test_the_real_drawings_are_all_used(version, clean, real_data: Path) -> None
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     done = clean(version("v1", files | mnist()))
     assert done.origins["drawn"] == 500 and done.quarantined == {} and done.splits["holdout"] == 540
+
+
+# --- whatever comes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_comes_is_accounted_for(version, clean, rows, seed: int) -> None:
+    """Rows in = accepted + quarantined and every file is something (the fixture asserts it), and no error is not ours."""
+    rng = random.Random(seed)
+    files = mnist() | {name: content for name, content in users(range(500, 502)).items() if "jsonl" not in name}
+    good = idx_bytes(pixels(3, 50)), idx_bytes(np.arange(3))
+    for _ in range(40):
+        kind = rng.randrange(2)
+        content = rng.choice(
+            (good[kind], good[1 - kind], gzip.compress(good[kind]), idx_bytes(np.zeros(rng.choice(((2, 28, 28, 3), (4,), (2, 9))))))
+        )
+        at = rng.randrange(len(content))
+        header = bytes((0, 0, rng.choice((8, 9, 13)), rng.choice((0, 1, 3, 200)))) + struct.pack(
+            ">3I", *(rng.choice((0, 1, 28, 2**32 - 1)) for _ in range(3))
+        )
+        content = rng.choice(
+            (content, content, content[:at], content[:at] + rng.randbytes(4) + content[at:], b"", POINTER, header, rng.randbytes(60))
+        )
+        part, what, number = rng.choice(("train", "t10k")), rng.choice(("images", "labels")), rng.choice(("", "-1", "_2", " (1)"))
+        name = f"{part}-{what}{number}-idx{rng.choice('13')}-ubyte"
+        files[f"{rng.choice(('a', 'b', 'images', 'labels', '손'))}/{name}{rng.choice(('', '.gz'))}"] = content
+    drawings = [name for name in files if name.endswith(".png")]
+    odd: tuple[Any, ...] = (0, 9, "3", 10, -1, "03", 3.0, True, None, [], "９", 2**70, "\ud800", {})
+    for n in range(12):
+        lines = []
+        for _ in range(20):
+            path = rng.choice(
+                (
+                    *drawings[:6],
+                    *(name.removeprefix("users/") for name in drawings),
+                    "../x.png",
+                    "",
+                    "\ud800",
+                    "a\x00",
+                    3,
+                    None,
+                    "C:\\x.png",
+                )
+            )
+            item: Any = {
+                "file": path,
+                "label": rng.choice(odd),
+                "writer": rng.choice(("w1", 3, None, "", "\ud800", ["x"], True)),
+                "origin": "users",
+            }
+            lines.append(
+                rng.choice(
+                    (
+                        json.dumps(item),
+                        json.dumps(item, ensure_ascii=False),
+                        json.dumps([item]),
+                        "[" * rng.choice((5, 700, 100_000)),
+                        "{",
+                        "",
+                        "null",
+                        "NaN",
+                    )
+                )
+            )
+        text = "\n".join(lines).encode("utf-8", "surrogatepass" if n % 2 else "replace")
+        csv = b"image,label\n" + b"".join(
+            b"%s,%s\n" % (rng.choice((b"img/x.png", b'"a', b"img/500-1-0.png", b"\x00")), rng.choice((b"1", b"", b"x", b"1,2")))
+            for _ in range(9)
+        )
+        folder = rng.choice(("users", "more", ""))
+        files[f"{folder}/{'labels.jsonl' if n % 3 else 'dataset.csv'}".strip("/")] = rng.choice(
+            (text, csv, text.replace(b"\n", b"\r\n"), b"\xff\xfe" + text)
+        )
+    done = clean(version("v1", files))
+    assert done.accepted == len(rows("v1")) >= 200 and set(done.quarantined) <= set(data.ROW_REASONS)
+    assert set(done.refused_files.values()) <= set(data.FILE_REASONS)

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import io
 import json
+import random
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -757,3 +759,82 @@ def test_all_of_magnetic_tile(settings: Settings, store: ObjectStore, engine: En
     assert frame.groupby("split")["label"].mean().between(0.3, 0.7).all()
     assert frame.groupby("group").size().max() <= 15, "families are tiles, not the whole data set"
     assert len(data.contact_sheet(store, done.table, 48 * 1024)) <= 48 * 1024
+
+
+# --- whatever comes -------------------------------------------------------------------------------------------------------------
+
+ODD_VALUES: tuple[Any, ...] = (
+    0, 1, "good", "결함", " GOOD ", "１", 1.0, 2**70, -1, True, None, [], {}, "x" * 500, "\ud800", "a\x00b", float("nan"), [[1]],
+)  # fmt: skip
+
+
+def odd_path(rng: random.Random, names: Sequence[str]) -> Any:
+    name = rng.choice(names)
+    forms = (
+        name,
+        name.replace("/", "\\"),
+        f"./{name}",
+        f"../{name}",
+        f"/{name}",
+        f"C:\\{name}",
+        f"s3://b/{name}",
+        name.upper(),
+        f"{name}\x00",
+    )
+    return rng.choice(
+        (*forms, name, name, "", " ", 7, None, ["x"], "\ud800.jpg", "x" * 5000, "\n", f"{name}/", unicodedata.normalize("NFD", name))
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_comes_is_accounted_for(version, clean, rows, engine: Engine, seed: int) -> None:
+    """Rows in = accepted + quarantined and every file is something (the fixture asserts it), and no error is not ours."""
+    rng = random.Random(seed)
+    files = folders()
+    folder_names = [
+        "good",
+        "defective",
+        "결함",
+        "0",
+        "1",
+        "masks",
+        "ground_truth",
+        "thumbs",
+        "unsorted",
+        "good/1",
+        "0/결함",
+        "lot 7",
+        "._x",
+        "a'b",
+    ]
+    stems = ["a", "a_mask", "a-gt", "b_thumb", "사진", "c-80x80", "contact sheet", "x.y", "1", "...", "d" * 100]
+    contents: list[Callable[[int], bytes]] = [
+        photo, lambda n: photo(n, "PNG"), lambda n: photo(n, "WEBP"), lambda n: photo(n, "BMP"), lambda n: photo(n)[: n % 900], mask_of,
+        lambda n: rng.randbytes(n % 400), lambda _: b"", lambda _: bomb(), lambda _: gif(1), lambda _: gif(3), lambda _: POINTER,
+        lambda _: photo(7), lambda _: b"\xff\xd8\xff", lambda _: b"<html>", lambda n: photo(n, side=1), lambda n: photo(n, side=400),
+        lambda n: photo(n, "PNG")[:50] + rng.randbytes(5) + photo(n, "PNG")[55:],
+    ]  # fmt: skip
+    for n in range(150):
+        suffix = rng.choice([".jpg", ".png", ".JPG", ".webp", ".bmp", ".tif", ".heic", ".txt", "", ".json.jpg", ".jp2"])
+        files[f"{rng.choice(folder_names)}/{rng.choice(stems)}{n if n % 3 else ''}{suffix}"] = rng.choice(contents)(5000 + n)
+    names = list(files)
+    for n in range(12):
+        items: list[Any] = [{"FilePath": odd_path(rng, names), "label_value": rng.choice(ODD_VALUES)} for _ in range(30)]
+        items += rng.sample([None, 3, "x", [], {}, {"FilePath": "good"}, [[[]]]], 4)
+        content = json.dumps({"annotation": {"data": items}}).encode()
+        at = rng.randrange(len(content))
+        nested = b"[" * rng.choice((10, 600, 1200, 100_000))
+        damaged = (
+            content,
+            content,
+            content[:at],
+            content[:at] + rng.randbytes(3) + content[at:],
+            content.decode().encode("utf-16"),
+            nested,
+        )
+        deep = b'{"annotation": {"data": [' + b"[" * 500 + b"]" * 500 + b"]}}"
+        files[f"{rng.choice(['', 'good/', 'annotations/'])}index-{n}.json"] = rng.choice((*damaged, deep, b"{}", b"\xef\xbb\xbf" + content))
+    done = clean(version("v1", files))
+    assert done.accepted == len(rows("v1")) >= 30 and set(done.quarantined) <= set(data.ROW_REASONS)
+    assert set(done.refused_files.values()) <= set(data.FILE_REASONS)
+    assert all(code is None or code in {**data.ROW_REASONS, **data.FILE_REASONS} for code in ledger(engine, "v1").values())
