@@ -308,6 +308,50 @@ def test_rules_and_dashboard_ask_for_series_that_the_server_exports(name):
     assert asked <= exported()
 
 
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    return found
+
+
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+ALERTS = [rule["alert"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def test_every_alert_fires_when_it_should_and_is_silent_when_not(promtool):
+    subprocess.run([promtool, "test", "rules", "rules_test.yml"], cwd=RULES.parent, check=True, capture_output=True)
+    tests = [test for case in yaml.safe_load((RULES.parent / "rules_test.yml").read_text())["tests"] for test in case["alert_rule_test"]]
+    assert {test["alertname"] for test in tests if test["exp_alerts"]} == set(ALERTS)
+
+
+@pytest.mark.parametrize("never", [True, False], ids=["never", "always"])
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_that_cannot_fire_or_cannot_be_silent_is_found(promtool, tmp_path, alert, never):
+    rules = yaml.safe_load(RULES.read_text())
+    rule = next(rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == alert)
+    selector = re.search(r"(?:mlops_|up\b)\w*", rule["expr"]).group()
+    rule["expr"] = f"{selector} < -1" if never else f"{selector} > -1"
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
+    shutil.copy(RULES.parent / "rules_test.yml", tmp_path)
+    done = subprocess.run([promtool, "test", "rules", "rules_test.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"alertname: {alert}," in done.stdout + done.stderr
+
+
+def test_counters_that_alerts_watch_begin_at_zero():
+    """An increase that begins at 1 is none: Prometheus has not seen the 0."""
+    from mlops_assets.serving.metrics import DROPPED, ServerMetrics
+
+    metrics = ServerMetrics("champion")
+    metrics.routes(["/predict/{system}"])
+    text = metrics.text().decode()
+    assert 'mlops_requests_total{route="/predict/{system}",status="500"} 0.0' in text
+    assert all(f'mlops_otp_drawings_dropped_total{{reason="{reason}"}} 0.0' in text for reason in DROPPED)
+    assert "mlops_answers_unrecorded_total 0.0" in text
+
+
 def test_ci_is_a_program_that_a_shell_understands():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mlops_assets.serving import feedback
 from mlops_assets.serving.answers import AnswerLog
 from mlops_assets.serving.batching import Batcher
 from mlops_assets.serving.loading import LOAD_SECONDS
@@ -25,7 +27,7 @@ __all__ = ["PortTaken", "Server", "create_app", "serve"]
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from mlops_assets.lifecycle.promotion import Channel
     from mlops_assets.settings import Settings
@@ -36,6 +38,8 @@ M_ARENA_MAX = -8
 #: So long an engine thread may keep the interpreter while the event loop has answers to send. With Python's 5 ms each of the few steps of
 #: a request may wait for so long.
 SWITCH_SECONDS = 0.0005
+#: How often live accuracy is read: as often as Prometheus asks.
+TRUTHS_SECONDS = 10.0
 
 
 class Server:
@@ -58,7 +62,9 @@ class Server:
             load_seconds=load_seconds,
             on_swap=self.metrics.swapped,
             on_refusal=lambda system, refusal: self.metrics.refused(system, refusal.code),
+            on_look=self._read_truths,
         )
+        self._truths_read = 0.0
 
     def engine(self) -> Engine:
         """The ledger's database. Made on first use: its driver is read while what was served before answers already."""
@@ -68,6 +74,16 @@ class Server:
             if self._engine is None:
                 self._engine = database.connect(self._database_url)
             return self._engine
+
+    def _read_truths(self, connection: Connection) -> None:
+        """Live accuracy of what is served: truths are told to any replica, or to another one."""
+        if time.monotonic() - self._truths_read < TRUTHS_SECONDS:
+            return
+        for system, host in self.follower.hosts().items():
+            if host.current is not None:
+                accuracy, truths = feedback.live_accuracy(connection, system, host.current.version)
+                self.metrics.live(system, host.current.version, accuracy, truths)
+        self._truths_read = time.monotonic()
 
     def start(self) -> None:
         self.follower.start()

@@ -5,6 +5,7 @@ Belongs here: names and labels of the series. Does not belong here: alert rules 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _LATENCY = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _ROUND = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+#: Why drawings are dropped when somebody tries to teach wrong digits.
+DROPPED = ("wrong_mac", "near_duplicate", "user_cap")
 
 
 class ServerMetrics:
@@ -36,6 +39,7 @@ class ServerMetrics:
         self._ledger = Gauge("mlops_ledger_connected", "1 while the promotion ledger can be read", registry=registry)
         self._feedback = Counter("mlops_feedback", "Truths about answers", ["system", "version", "correct"], registry=registry)
         self._live = Gauge("mlops_live_accuracy", "Right answers among the latest truths", ["system", "version"], registry=registry)
+        self._truths = Gauge("mlops_live_truths", "The latest truths, whoever was told them", ["system", "version"], registry=registry)
         # One-time codes: figures of digits, never which ones.
         version = ["version"]
         self._confirmed = Counter("mlops_otp_digits_confirmed", "Digits that a model read and a user confirmed", version, registry=registry)
@@ -45,6 +49,14 @@ class ServerMetrics:
         self._stored = Counter("mlops_otp_drawings_stored", "Drawings kept as labelled data", registry=registry)
         self._dropped = Counter("mlops_otp_drawings_dropped", "Drawings that were not kept", ["reason"], registry=registry)
         self._channel = channel
+        for reason in DROPPED:
+            self._dropped.labels(reason)
+
+    def routes(self, patterns: Iterable[str]) -> None:
+        """Begin the series of requests at 0: of a series that begins with its first failure, Prometheus sees no increase."""
+        for route in patterns:
+            for status in ("200", "500", "503"):
+                self._requests.labels(route, status)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -57,7 +69,13 @@ class ServerMetrics:
         version = str(given.version)
         self._feedback.labels(given.system, version, "yes").inc(given.right)
         self._feedback.labels(given.system, version, "no").inc(given.wrong)
-        self._live.labels(given.system, version).set(given.live_accuracy)
+        self.live(given.system, given.version, given.live_accuracy, given.truths)
+
+    def live(self, system: str, version: int, accuracy: float, truths: int) -> None:
+        """What the database knows of a version, the same in every server."""
+        self._truths.labels(system, str(version)).set(truths)
+        if truths:
+            self._live.labels(system, str(version)).set(accuracy)
 
     def round(self, inputs: int, seconds: float) -> None:
         self._round_size.observe(inputs)

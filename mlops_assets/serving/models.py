@@ -498,6 +498,7 @@ class Follower:
         load_seconds: float = loading.LOAD_SECONDS,
         on_swap: Callable[[Model, Promotion], None] | None = None,
         on_refusal: Callable[[str, Refusal], None] | None = None,
+        on_look: Callable[[Connection], None] | None = None,
     ) -> None:
         from mlops_assets.store import ObjectStore
 
@@ -509,7 +510,7 @@ class Follower:
         self._folder = settings.home / "serving" / channel
         self._store = ObjectStore.of(settings)
         self._load_seconds = load_seconds
-        self._on_swap, self._on_refusal = on_swap, on_refusal
+        self._on_swap, self._on_refusal, self._on_look = on_swap, on_refusal, on_look
         self._hosts: dict[str, ModelHost] = {}
         self._hosts_lock = threading.Lock()
         self._absences: dict[str, tuple[float, Absence | None]] = {}
@@ -673,6 +674,8 @@ class Follower:
                 _give_memory_back()
             if self._preloader.ident is None:
                 self._preloader.start()
+            if self._on_look is not None:
+                self._on_look(connection)
             for _ in driver.notifies(timeout=self._settings.poll_seconds, stop_after=1):
                 pass
 

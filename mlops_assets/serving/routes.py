@@ -460,6 +460,7 @@ def build(server: Server) -> FastAPI:
         return _error(wrapped, request.scope["state"])
 
     app.add_middleware(_Envelope, server=server)
+    server.metrics.routes(["other", *(path for route in app.routes if (path := getattr(route, "path", None)))])
     return app
 
 

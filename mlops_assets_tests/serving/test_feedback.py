@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from mlops_assets.serving.answers import AnswerLog
 from mlops_assets.settings import Settings
 from mlops_assets_tests.factories import World
-from mlops_assets_tests.serving.running import Running, promote, register, running
+from mlops_assets_tests.serving.running import Running, promote, register, running, until
 
 TOKEN = "a-token-of-the-tests"
 
@@ -56,6 +56,19 @@ def test_the_truth_is_kept_beside_what_was_said_and_counted(server: Running, eng
     assert [tuple(row) for row in rows] == [(0, said[0], said[0], 1), (1, said[1], other[said[1]], 1)]
     assert series(server, "mlops_live_accuracy") == ['mlops_live_accuracy{system="sentiment",version="1"} 0.5']
     assert 'mlops_feedback_total{correct="no",system="sentiment",version="1"} 1.0' in series(server, "mlops_feedback_total")
+
+
+def test_every_replica_knows_the_truths_that_another_one_was_told(
+    server: Running, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlops_assets.serving.app.TRUTHS_SECONDS", 0.0)
+    with running(settings.model_copy(update={"home": tmp_path / "other", "public_keys": settings.public_keys_path})) as other:
+        other.serves(1)
+        answer = server.predict("좋은 영화", "최고").json()
+        assert give(server, answer["request_id"], ["긍정", "부정"]).status_code == 201
+        wanted = ['mlops_live_accuracy{system="sentiment",version="1"} 0.5', 'mlops_live_truths{system="sentiment",version="1"} 2.0']
+        until(lambda: series(other, "mlops_live_accuracy") + series(other, "mlops_live_truths") == wanted)
+        assert series(other, "mlops_feedback_total") == [], "what that replica was told itself"
 
 
 def test_it_is_given_once_and_nothing_of_a_second_is_stored(server: Running, engine: Engine) -> None:
