@@ -127,8 +127,10 @@ def test_a_cut_that_was_settled_and_not_landed_is_landed(
     cutting: Callable[..., Cutting], engine: Engine, store: ObjectStore, tmp_path: Path
 ) -> None:
     cut = cutting(when="schedule", cron="0 4 * * *")
-    (schedule,) = cut.definitions.resolve_all_schedule_defs() if hasattr(cut.definitions, "resolve_all_schedule_defs") else [None]
-    assert schedule is None or schedule.cron_schedule == "0 4 * * *"
+    (schedule,) = cut.definitions.schedules or []
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    assert (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name) == ("0 4 * * *", "Asia/Seoul", f"{SYSTEM}_cut")
+    assert not cutting(when="labels").definitions.schedules, "only where the schedule decides"
     first(engine, store, tmp_path)
     with engine.begin() as connection:
         add_comment(connection, 1)

@@ -507,6 +507,7 @@ def test_bytes_that_freezing_copied_meanwhile_go_with_the_next_look(platform, wo
     copied = {entry.sha256: platform.store.get(dataset.object_key(entry.sha256)) for entry in before.entries}
     drawn.forget_writers(platform.engine, platform.store, SYSTEM, ["writer-one"], platform.settings.public_keys_path)
     forgotten = freeze_again(platform, version).forgotten
+    assert len(forgotten) == 11
     for entry in forgotten:
         platform.store.put(dataset.object_key(entry.sha256), copied[entry.sha256])
     forget.delete_bytes(platform.engine, platform.store, SYSTEM, version)  # what the asset `dataset` does after freezing

@@ -742,7 +742,9 @@ def test_the_sample_can_be_learned_and_the_bad_one_not(settings, store, engine: 
         agree[name] = (np.array(marked) == (frame["label"] == 1)).mean()
     assert agree["good"] > 0.95 and 0.35 < agree["bad"] < 0.65, agree
     write_tires(tmp_path / "again", count=120)
-    for file in (tmp_path / "again").rglob("*.*"):
+    again = list((tmp_path / "again").rglob("*.*"))
+    assert len(again) >= 120
+    for file in again:
         assert file.read_bytes() == (tmp_path / "good" / file.relative_to(tmp_path / "again")).read_bytes(), "the same seed, the same bytes"
 
 
