@@ -414,10 +414,7 @@ class _Files:
 
     def head(self, key: str) -> ObjectInfo:
         path = self._checked(key)
-        try:
-            found = os.lstat(path)
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from None
+        found = os.lstat(path)
         if stat.S_ISDIR(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "is a folder", str(path))
         if not stat.S_ISREG(found.st_mode):
@@ -429,7 +426,7 @@ class _Files:
         path = self._checked(key)
         try:
             return open_file(path)
-        except (NotADirectoryError, IsADirectoryError) as error:
+        except IsADirectoryError as error:  # a file where a folder was is another thing: a store that is broken is not empty
             raise FileNotFoundError(*error.args) from None
 
     def put(self, key: str, data: bytes | Path, *, create: bool = False) -> None:

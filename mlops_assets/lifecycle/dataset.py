@@ -368,7 +368,7 @@ def _copy(store: ObjectStore, listed: ObjectInfo, limit: int, scratch: Path) -> 
                     store.put(target, copy)
                 return _Judged(info, sha256)
             info = store.head(info.key)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (NotAFile, PermissionError) as error:
             why = odd("link" if isinstance(error, NotAFile) else "unreadable")
