@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
     from mlops_assets.lifecycle.promotion import Promotion
     from mlops_assets.lifecycle.registrar import Registrar, Registration
-    from mlops_assets.lifecycle.report import Report
+    from mlops_assets.lifecycle.report import Earlier, Report
     from mlops_assets.lifecycle.sweep import Swept
 
 #: Pictures of one event together; more goes into the store and is linked.
@@ -511,7 +511,20 @@ def _comparison(report: "Report") -> dict[str, Any]:
         "champion": f"v{theirs.version} ({theirs.dataset_version})",
         "champion_comparison": _table(rows),
         **({"mcnemar_p": float(theirs.p_value)} if theirs.p_value is not None else {}),
+        **_second_exam(report, theirs.earlier),
     }
+
+
+def _second_exam(report: "Report", earlier: "Earlier | None") -> dict[str, Any]:
+    """Challenger and champion on the champion's own holdout, where that is another one."""
+    if earlier is None or earlier.holdout_sha256 == report.holdout_sha256:
+        return {}
+    if earlier.missing:
+        return {"earlier_holdout": f"not measured: {earlier.missing}"}
+    rows = [
+        {"metric": name, "challenger": earlier.metrics.get(name, math.nan), "champion": value} for name, value in earlier.champion.items()
+    ]
+    return {"earlier_holdout": f"{earlier.dataset_version}, {earlier.rows} rows", "earlier_holdout_comparison": _table(rows)}
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:

@@ -37,7 +37,15 @@ def champion_after(world, attack: Holdout, *, forgotten: bool = False, **promoti
         for version in QUALITIES:
             world.dataset(version)
             instance.add_dynamic_partitions("toy_dataset_version", [version])
-            definitions.resolve_job_def("toy_pipeline").execute_in_process(instance=instance, partition_key=version, raise_on_error=False)
+            job = definitions.resolve_job_def("toy_pipeline")
+            run = job.execute_in_process(instance=instance, partition_key=version, raise_on_error=False)
+            seen = run.asset_materializations_for_node("toy__evaluation_report")[0].metadata
+            if version == "attack":  # people see the second exam beside the first
+                assert seen["earlier_holdout"].value == (
+                    "not measured: toy honest is not cleaned yet: materialize `toy/cleaned` for it first"
+                    if forgotten
+                    else "honest, 500 rows"
+                )
             if forgotten:
                 holdouts["honest"] = None
     with world.engine.connect() as connection:
