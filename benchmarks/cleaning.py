@@ -10,7 +10,6 @@ NSMC is read where MLOPS_REAL_DATA names it, else generated reviews.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +35,7 @@ def pandas_clean(folder: Path, target: Path, engine: Any) -> dict[str, int]:
     from sqlalchemy import text
 
     from mlops_assets.database import copy_rows
+    from mlops_assets.ingest.texts import compared
 
     frames = []
     for order, name in enumerate(("ratings_test.txt", "ratings_train.txt")):
@@ -45,16 +44,17 @@ def pandas_clean(folder: Path, target: Path, engine: Any) -> dict[str, int]:
     rows = pd.concat(frames, ignore_index=True)
     rows["document"] = rows["document"].str.strip()
     rows = rows[rows["label"].isin(["0", "1"]) & (rows["document"] != "")].drop_duplicates("id")
-    rows["group"] = [hashlib.sha256(" ".join(unicodedata.normalize("NFC", t).split()).encode()).hexdigest() for t in rows["document"]]
+    made = [compared(said) for said in rows["document"]]
+    rows["group"], rows["same"] = [group.hex() for group, _ in made], [same for _, same in made]
     train = rows[~rows["holdout"]]
-    torn = train.groupby("group")["label"].nunique()
+    torn = train.groupby("same")["label"].nunique()
     held = set(rows.loc[rows["holdout"], "group"])
-    rows = rows[rows["holdout"] | ~(rows["group"].isin(torn[torn > 1].index) | rows["group"].isin(held))]
+    rows = rows[rows["holdout"] | ~(rows["same"].isin(torn[torn > 1].index) | rows["group"].isin(held))]
     unit = rows["group"].map(lambda group: int(group[:12], 16) / (1 << 48))
     rows["split"] = "train"
     rows.loc[unit < 0.05, "split"] = "validation"
     rows.loc[rows["holdout"], "split"] = "holdout"
-    result = rows.drop(columns=["holdout", "group"]).astype({"label": "int8"}).assign(version=VERSION)
+    result = rows.drop(columns=["holdout", "group", "same"]).astype({"label": "int8"}).assign(version=VERSION)
     result.to_parquet(target / "cleaned.parquet", compression="zstd")
     columns = ["version", "id", "document", "label", "split", "source"]
     with engine.begin() as connection:

@@ -24,7 +24,6 @@ INVISIBLE: Final = (
 SPACE: Final = "\u0009-\u000d \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000"
 
 _HIDDEN: Final = re.compile(f"[{INVISIBLE}{JOINER}]+")
-_SPACES: Final = re.compile(f"[{SPACE}]+")
 _SEEN: Final = re.compile(f"[^{INVISIBLE}{JOINER}{SPACE}]")
 
 
@@ -35,7 +34,7 @@ def is_blank(text: str) -> bool:
 
 def visible(text: str) -> str:
     """`text` as far as a reader sees it: no invisible characters, one space for each run of them, none at the ends."""
-    return _SPACES.sub(" ", _HIDDEN.sub("", text)).strip(" ")
+    return " ".join(_HIDDEN.sub("", text).replace("\u2800", " ").split())
 
 
 def same_name(name: str) -> str:

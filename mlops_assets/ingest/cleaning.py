@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
+from mlops_assets.characters import INVISIBLE, JOINER, SPACE
 from mlops_assets.ingest.masking import MASKS
 from mlops_assets.settings import Strict
 
@@ -46,16 +47,13 @@ class CleaningRules(Strict):
     """Of the letters of all scripts, masks and addresses not counted."""
 
 
-#: Zero-width and direction marks, soft hyphens, byte-order marks, variation selectors, fillers, controls. Not U+200D: it joins emoji.
-_INVISIBLE: Final = (
-    "[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200c\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb]+"
-)
-_JOINER_IN_TEXT: Final = "([0-9A-Za-z가-힣])\u200d+"
-_SPACE: Final = "[\u0009-\u000d \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+_INVISIBLE: Final = f"[{INVISIBLE}]+"
+_JOINER_IN_TEXT: Final = f"([0-9A-Za-z가-힣]){JOINER}+"
+_SPACE: Final = f"[{SPACE}]+"
 _ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&apos;", "'"), ("&nbsp;", " "), ("&amp;", "&"))
 _URL: Final = r"(https?://|www\.)[A-Za-z0-9./?&=#%_:;~+!,@-]+"
 URL: Final = "[URL]"
+_ADDRESS: Final = re.compile(_URL)
 #: Full width digits and marks count as plain ones: a number is a number, and the masks know only these.
 _WIDE: Final = "０１２３４５６７８９－．＠＋（）"
 _NARROW: Final = "0123456789-.@+()"
@@ -85,17 +83,16 @@ def cleaned(frame: DataFrame, column: str, rules: CleaningRules) -> DataFrame:
     rows = rows.withColumn(column, F.when(F.contains(text, F.lit("&")), decoded).otherwise(text))
     rows = rows.withColumn(column, F.when(text.rlike("://|www\\."), F.regexp_replace(text, _URL, URL)).otherwise(text))
     rows = rows.withColumn(column, F.trim(F.regexp_replace(text, _SPACE, " ")))
+    # What joins nothing is nothing: `characters.is_blank` says the same.
+    rows = rows.withColumn(column, F.when(text.rlike(f"[^ {JOINER}]"), text).otherwise(F.lit("")))
     for start in range(0, len(rules.repeated), 16):
         rows = rows.withColumn(column, _fewer(text, rules.repeated[start : start + 16], rules.max_repeats))
     return rows.withColumn(column, masked(text))
 
 
-def compared(text: str) -> str:
-    """As far as letters and digits go, what `cleaned` makes of `text`: for groups, which are made while the bytes stream."""
-    text = re.sub(_INVISIBLE, "", text.translate(str.maketrans(_WIDE, _NARROW)))
-    for entity, character in _ENTITIES:
-        text = text.replace(entity, character)
-    return re.sub(_URL, URL, text)
+def without_urls(text: str) -> str:
+    """`text` with its addresses as `cleaned` has them."""
+    return _ADDRESS.sub(URL, text)
 
 
 def masked(text: Column) -> Column:

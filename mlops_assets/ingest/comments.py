@@ -34,6 +34,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, database
+from mlops_assets.characters import is_blank
 from mlops_assets.ingest.comment_source import (
     MAX_RANGES,
     MIN_ID,
@@ -617,8 +618,11 @@ def _arrived(section: CommentsSection, rows: Iterable[Row], unmapped: Counter[st
         moderation, labels, unknown = seen[row.fields]
         if unknown is not None:
             unmapped[unknown] += 1
-        content = "" if row.text is None or row.flaw else clean(row.text)
-        yield row.id, row.content_hash, row.row_hash, content, row.created, row.updated, moderation, labels, row.flaw
+        flaw = row.flaw
+        if flaw is None and row.text is not None and is_blank(row.text):
+            flaw = "no_text"  # nobody can be asked about it, and no model reads it
+        content = "" if row.text is None or flaw else clean(row.text)
+        yield row.id, row.content_hash, row.row_hash, content, row.created, row.updated, moderation, labels, flaw
 
 
 def _moderation(section: CommentsSection, fields: Sequence[str | None]) -> tuple[str | None, str | None, str | None]:

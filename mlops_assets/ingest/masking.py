@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from mlops_assets.characters import INVISIBLE, JOINER
+
 #: Full-width digits and dashes are typed to slip past filters.
 _D: Final = "[0-9０-９]"
 #: Every dash of Unicode's block, the minus sign, and what a Korean or Japanese keyboard gives for a dash.
@@ -65,12 +67,12 @@ _SUSPICIOUS: Final = re.compile(rf"[@＠]|{_D}{{3}}")
 
 
 #: What people hide numbers behind: mathematical, raised and lowered digits count as plain, invisible characters as nothing.
-_DISGUISES: Final = {
+_DIGITS: Final = {
     **{start + digit: str(digit) for start in (0x2080, *range(0x1D7CE, 0x1D800, 10)) for digit in range(10)},
     **{ord(raised): str(digit) for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x180E, 0x3164), None),
 }
-_DISGUISED: Final = re.compile("[" + "".join(map(chr, _DISGUISES)) + "]")
+_HIDDEN: Final = re.compile(f"[{INVISIBLE}{JOINER}]+")
+_DISGUISED: Final = re.compile(f"[{INVISIBLE}{JOINER}{''.join(map(chr, _DIGITS))}]")
 
 
 def mask(text: str) -> str:
@@ -79,13 +81,14 @@ def mask(text: str) -> str:
     A text that hides one behind other characters loses those; any other text keeps every character that is not masked.
     """
     if _DISGUISED.search(text):
-        plain = text.translate(_DISGUISES)
-        found = _masked(plain)
+        plain = _HIDDEN.sub("", text.translate(_DIGITS))
+        found = mask_plain(plain)
         return text if found == plain else found
-    return _masked(text)
+    return mask_plain(text)
 
 
-def _masked(text: str) -> str:
+def mask_plain(text: str) -> str:
+    """`mask` of a text in which nothing hides: in NFKC, without invisible characters."""
     if not _SUSPICIOUS.search(text):
         return text
     for pattern, replacement in _COMPILED:

@@ -8,6 +8,10 @@ which rules it is judged by (the systems' `data.py`), how Spark is started.
 from __future__ import annotations
 
 import hashlib
+import html
+import logging
+import re
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mlops_assets import crash
-from mlops_assets.ingest import lines
+from mlops_assets.characters import visible
+from mlops_assets.ingest import cleaning, lines
 from mlops_assets.ingest.lines import EXCERPT, Reader, Scanned
+from mlops_assets.ingest.masking import mask_plain
 from mlops_assets.ingest.rows import mark_files, replace_quarantine
 from mlops_assets.lifecycle import dataset
 
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from mlops_assets.store import ObjectStore
 
 PART_ROWS: Final = 500_000
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Spark(Protocol):
@@ -50,7 +57,7 @@ class Rules:
         digest: changes when, and only when, the same files could be cleaned differently.
         reader_of: (file name) -> how it is read; None: it is not expected.
         columns: the system's own columns of a raw row -> their Arrow type's name. `text` is the one that is grouped and split by.
-        group_of: (text) -> its group in the split ledger.
+        former_group_of: (text) -> the group that it has in a split ledger older than `group_of`.
         judge: raw rows -> the same with a column `reason`, null for rows that survive.
         schema: of the cleaned table.
         cleaned: surviving rows -> rows of the cleaned table.
@@ -64,7 +71,7 @@ class Rules:
     reader_of: Callable[[str], Reader | None]
     columns: Mapping[str, str]
     text: str
-    group_of: Callable[[str], bytes]
+    former_group_of: Callable[[str], bytes]
     judge: Callable[[DataFrame], DataFrame]
     validation_fraction: float
     holdout_fraction: float
@@ -79,14 +86,49 @@ class Rules:
 # --- groups ---------------------------------------------------------------------------------------------------------------------
 
 
-def normalized(text: str) -> str:
-    """What makes two texts the same: NFC, whitespace collapsed."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+#: By which function groups are made, in the split ledger. 1: by that of the system (`Rules.former_group_of`); 2: by `group_of`.
+SCHEME: Final = 2
+#: What stands round a text that somebody quotes, in NFKC.
+_QUOTES: Final = "\"'`´‘’‚‛“”„‟′″‴‵‶‷«»‹›「」『』〈〉《》〝〞〟❛❜❝❞⹂"
+_NESTED_ENTITY: Final = re.compile("&(?:amp;)+")
+_NO_LETTER: Final = re.compile(r"[\W_]+")
+#: 11 is another number than 1.
+_RUN: Final = re.compile(r"([^0-9])\1+", re.DOTALL)
+
+
+def _once(run: re.Match[str]) -> str:
+    return run[1]
+
+
+def as_read(text: str) -> str:
+    """What a reader takes for one text: without invisible characters, enclosing quotes and double spaces, entities decoded, in NFKC."""
+    text = unicodedata.normalize("NFKC", visible(text))
+    if "&" in text:
+        text = unicodedata.normalize("NFKC", visible(html.unescape(_NESTED_ENTITY.sub("&", text))))
+    return " ".join(text.split()).strip(_QUOTES + " ")
 
 
 def group_of(text: str) -> bytes:
-    """The group of the split ledger: rows of the same text are never on both sides of a split."""
-    return hashlib.sha256(normalized(text).encode()).digest()
+    """The group of the split ledger, in every text system: rows of one group are never on both sides of a split.
+
+    Of what a reader reads the letters and digits alone, each letter once in a row: spaces, signs, case and ㅋㅋㅋ make no other text.
+    Personal numbers and addresses count as their masks, so that cleaning a text leaves it in its group.
+    """
+    return compared(text)[0]
+
+
+def compared(text: str) -> tuple[bytes, int]:
+    """The group of `text`, and 64 bits that are the same for texts that a reader takes for one."""
+    read = as_read(text)
+    same = hashlib.blake2b(read.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    said = mask_plain(read)
+    if "://" in said or "www." in said:
+        said = cleaning.without_urls(said)
+    folded = said.casefold()
+    if folded != said:
+        folded = unicodedata.normalize("NFKC", folded)
+    skeleton = _RUN.sub(_once, _NO_LETTER.sub("", folded)) or _RUN.sub(_once, said.replace(" ", ""))
+    return hashlib.sha256(skeleton.encode("utf-8", "surrogatepass")).digest(), int.from_bytes(same, "big", signed=True)
 
 
 def unit_of(group: bytes) -> float:
@@ -94,21 +136,65 @@ def unit_of(group: bytes) -> float:
     return int.from_bytes(group[:6], "big") / (1 << 48)
 
 
-def _raw_table(rules: Rules) -> Callable[[Sequence[Mapping[str, Any]]], pa.Table]:
+def _raw_table(rules: Rules, with_former: bool) -> Callable[[Sequence[Mapping[str, Any]]], pa.Table]:
+    """`group`, `former` (when wanted) in hex, `unit`, and `same` are what the row's text is compared by."""
     import pyarrow as pa
 
     own = [(name, pa.type_for_alias(kind)) for name, kind in rules.columns.items()]
     schema = pa.schema(
         [("source", pa.string()), ("holdout", pa.bool_()), ("file", pa.int32()), ("line", pa.int64()), *own]
-        + [("group", pa.string()), ("unit", pa.float64())]
+        + [("group", pa.string()), ("unit", pa.float64()), ("same", pa.int64()), ("former", pa.string())]
     )
 
-    def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        groups = [rules.group_of(row[rules.text]) for row in rows]
-        made = [{**row, "group": group.hex(), "unit": unit_of(group)} for row, group in zip(rows, groups, strict=True)]
-        return pa.Table.from_pylist(made, schema=schema)
+    def made(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = row[rules.text]
+        group, same = compared(text)
+        former = rules.former_group_of(text).hex() if with_former else None
+        return {**row, "group": group.hex(), "unit": unit_of(group), "same": same, "former": former}
 
-    return table_of
+    return lambda rows: pa.Table.from_pylist([made(row) for row in rows], schema=schema)
+
+
+# --- groups of an older scheme --------------------------------------------------------------------------------------------------
+
+
+def carry_over(engine: Engine, store: ObjectStore, system: str, rules: Rules, scratch: Path, max_line_bytes: int) -> bool:
+    """Give each text that has a split under its former group the same split under `group_of`: what was held out stays held out, and so
+    do its copies that look different. Once for each version that claimed former groups, from its frozen bytes.
+
+    Returns:
+        Whether there are former groups: then a text whose bytes are gone may still be known by one when it lands again.
+    """
+    with engine.connect() as connection:
+        versions, waiting = dataset.versions_of_scheme(connection, system, before=SCHEME)
+    for number, version in enumerate(waiting):
+        folder = scratch / f"former-{number}"
+        try:
+            manifest = dataset.read_manifest(engine, store, system, version)
+            sources, _ = lines.sources_of(manifest, rules.reader_of)
+            scanned = lines.scan(store, sources, {}, folder, max_line_bytes, _raw_table(rules, with_former=True))
+        except (dataset.DatasetError, FileNotFoundError) as error:
+            _LOG.warning(
+                "the splits of %s %s could not be carried over (%s): its texts are known by their exact spelling alone",
+                system,
+                version,
+                error,
+            )
+            continue
+        with engine.begin() as connection:
+            dataset.carry_splits(connection, system, version, _former_pairs(scanned.files), SCHEME)
+        shutil.rmtree(folder)
+    return bool(versions)
+
+
+def _former_pairs(files: Sequence[Path]) -> Iterator[tuple[bytes, bytes]]:
+    """(former group, group) of raw rows."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["former", "group"]):
+            for former, group in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield bytes.fromhex(former), bytes.fromhex(group)
 
 
 # --- the rules (Spark) ----------------------------------------------------------------------------------------------------------
@@ -130,8 +216,12 @@ def turn_away_repeated(rows: DataFrame, key: Sequence[str], order: Sequence[Colu
     return turn_away(rows.withColumn("nth", F.row_number().over(window)), F.col("nth") > 1, reason).drop("nth")
 
 
-def turn_away_contradicted(rows: DataFrame, label: str, reason: str, *, of: str = "group") -> DataFrame:
-    """Surviving training rows whose group (or what else is the same in `of`) has another `label` as well: nobody can say which is right."""
+def turn_away_contradicted(rows: DataFrame, label: str, reason: str, *, of: str = "same") -> DataFrame:
+    """Surviving training rows of which another one that reads the same has another `label`: nobody can say which is right.
+
+    Args:
+        of: the column that is equal for rows that read the same.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -200,11 +290,12 @@ def clean(
     if before is not None and before.rules == rules.digest and _is_complete(engine, store, before, rules):
         return _account(before, unchanged=True)
     sources, unexpected = lines.sources_of(manifest, rules.reader_of)
-    scanned = lines.scan(store, sources, unexpected, scratch / "raw", max_line_bytes, _raw_table(rules))
+    with_former = carry_over(engine, store, manifest.system, rules, scratch, max_line_bytes)
+    scanned = lines.scan(store, sources, unexpected, scratch / "raw", max_line_bytes, _raw_table(rules, with_former))
     rows: list[Path] = []
     if scanned.files:
         with spark.session() as session, _shared(store, spark, scratch, manifest) as shared:
-            rows = _run_rules(engine, session, shared, scanned, rules, manifest)
+            rows = _run_rules(engine, session, shared, scanned, rules, manifest, with_former)
     result = _split_result(rows, scanned, scratch, rules)
     _check_account(manifest.version, scanned.rows, result.accepted, result.quarantined)
     if problem := _nothing_left(result, scanned):
@@ -289,7 +380,9 @@ def _shared(store: ObjectStore, spark: Spark, scratch: Path, manifest: Manifest)
     return _Shared(scratch, remote, f"staging/{manifest.system}/{manifest.version}/{scratch.name}")
 
 
-def _run_rules(engine: Engine, session: SparkSession, shared: _Shared, scanned: Scanned, rules: Rules, manifest: Manifest) -> list[Path]:
+def _run_rules(
+    engine: Engine, session: SparkSession, shared: _Shared, scanned: Scanned, rules: Rules, manifest: Manifest, with_former: bool
+) -> list[Path]:
     """The files of judged rows, in the order of their rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -298,8 +391,11 @@ def _run_rules(engine: Engine, session: SparkSession, shared: _Shared, scanned: 
     judged = session.read.parquet(shared.output("judged"))
     wanted = wanted_splits(judged, rules, scanned.has_holdout).toArrow()
     with engine.begin() as connection:
+        if with_former:
+            dataset.carry_splits(connection, manifest.system, manifest.version, _former_pairs(scanned.files), SCHEME)
         pairs = zip(wanted["group"].to_pylist(), wanted["split"].to_pylist(), strict=True)
-        splits = dataset.assign_splits(connection, manifest.system, manifest.version, ((bytes.fromhex(g), s) for g, s in pairs))
+        claims = ((bytes.fromhex(group), split) for group, split in pairs)
+        splits = dataset.assign_splits(connection, manifest.system, manifest.version, claims, scheme=SCHEME)
     crash.reach("cleaned.after_splits")
     columns = {"group": pa.array([group.hex() for group in splits], pa.string()), "split": pa.array(list(splits.values()), pa.string())}
     local = shared.local / "splits" / "00000.parquet"

@@ -477,11 +477,14 @@ def known_splits(connection: Connection, system: str, keys: Iterable[bytes]) -> 
     return {bytes(key): str(split) for key, split in rows}
 
 
-def assign_splits(connection: Connection, system: str, version: str, groups: Iterable[tuple[bytes, str]]) -> dict[bytes, str]:
+def assign_splits(
+    connection: Connection, system: str, version: str, groups: Iterable[tuple[bytes, str]], *, scheme: int = 1
+) -> dict[bytes, str]:
     """Claim a split for each group and return the split each one has: its first claim's, whatever version made it.
 
     Args:
         groups: (SHA-256 of the group, wanted split); of a group given twice one claim counts, the holdout's first.
+        scheme: by which function the groups were made.
     """
     from sqlalchemy import text
 
@@ -491,11 +494,11 @@ def assign_splits(connection: Connection, system: str, version: str, groups: Ite
         copy_rows(connection, "wanted", ["group_sha256", "split"], groups)
         connection.execute(
             text(
-                "INSERT INTO split_ledger (system, group_sha256, split, first_version) "
-                "SELECT DISTINCT ON (group_sha256) :s, group_sha256, split, :v FROM wanted "
+                "INSERT INTO split_ledger (system, group_sha256, split, first_version, scheme) "
+                "SELECT DISTINCT ON (group_sha256) :s, group_sha256, split, :v, :scheme FROM wanted "
                 "ORDER BY group_sha256, array_position(ARRAY['holdout', 'validation', 'train'], split) ON CONFLICT DO NOTHING"
             ),
-            {"s": system, "v": version},
+            {"s": system, "v": version, "scheme": scheme},
         )
         connection.execute(text("ANALYZE wanted"))
         rows = connection.execute(
@@ -508,6 +511,45 @@ def assign_splits(connection: Connection, system: str, version: str, groups: Ite
         splits = {bytes(group): str(split) for group, split in rows}
         connection.execute(text("DROP TABLE wanted"))
     return splits
+
+
+def versions_of_scheme(connection: Connection, system: str, *, before: int) -> tuple[list[str], list[str]]:
+    """Versions that claimed groups of a scheme before `before`, and those of them whose splits `carry_splits` has not carried over."""
+    from sqlalchemy import text
+
+    query = (
+        "SELECT l.version, c.version IS NULL AS waiting FROM (SELECT DISTINCT first_version AS version FROM split_ledger "
+        "WHERE system = :s AND scheme < :b) l LEFT JOIN split_carried c ON (c.system, c.version) = (:s, l.version) ORDER BY l.version"
+    )
+    found = connection.execute(text(query), {"s": system, "b": before}).all()
+    return [row.version for row in found], [row.version for row in found if row.waiting]
+
+
+def carry_splits(connection: Connection, system: str, version: str, pairs: Iterable[tuple[bytes, bytes]], scheme: int) -> None:
+    """Give groups of `scheme` the split that their former ones have: of several the holdout first. One that has a split keeps it.
+
+    Args:
+        pairs: (former group, group), SHA-256 each, of every text of the version.
+    """
+    from sqlalchemy import text
+
+    with lock(connection, f"mlops_assets.split.{system}"):
+        connection.execute(text("CREATE TEMPORARY TABLE carried (former bytea, group_sha256 bytea)"))
+        copy_rows(connection, "carried", ["former", "group_sha256"], pairs)
+        connection.execute(text("ANALYZE carried"))
+        connection.execute(
+            text(
+                "INSERT INTO split_ledger (system, group_sha256, split, first_version, scheme) "
+                "SELECT DISTINCT ON (c.group_sha256) :s, c.group_sha256, l.split, l.first_version, :scheme "
+                "FROM (SELECT DISTINCT * FROM carried) c JOIN split_ledger l ON (l.system, l.group_sha256) = (:s, c.former) "
+                "WHERE l.scheme < :scheme "
+                "ORDER BY c.group_sha256, array_position(ARRAY['holdout', 'validation', 'train'], l.split) ON CONFLICT DO NOTHING"
+            ),
+            {"s": system, "scheme": scheme},
+        )
+        connection.execute(text("DROP TABLE carried"))
+        done = "INSERT INTO split_carried (system, version) VALUES (:s, :v) ON CONFLICT DO NOTHING"
+        connection.execute(text(done), {"s": system, "v": version})
 
 
 # --- cleaned tables -------------------------------------------------------------------------------------------------------------

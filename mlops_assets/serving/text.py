@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlops_assets.characters import is_blank
 from mlops_assets.lifecycle.bundle import BadBundle
 
 if TYPE_CHECKING:
@@ -66,8 +67,14 @@ def check_texts(texts: Sequence[Any], max_texts: int | None = None) -> None:
                 limit=MAX_CHARACTERS,
                 fix="Shorten the text or split it into several.",
             )
-        if not text or text.isspace():
-            raise BadInput("empty_text", f"{field} is empty", f"{field}: 내용이 비어 있습니다.", field=field, fix="Leave empty texts out.")
+        if is_blank(text):
+            raise BadInput(
+                "empty_text",
+                f"{field} is empty: nothing of it is seen",
+                f"{field}: 내용이 비어 있습니다.",
+                field=field,
+                fix="Leave empty texts out.",
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:  # a lone surrogate: legal in JSON as an escape, but no text

@@ -7,14 +7,17 @@ import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlops_assets.characters import is_blank
 from mlops_assets.ingest.cleaning import REASONS, CleaningRules, account, clean_texts, cleaned, masked
 from mlops_assets.ingest.masking import mask
+from mlops_assets.ingest.texts import group_of
 from mlops_assets.resources.spark import SparkResource
 from mlops_assets.settings import REPOSITORY, load_settings, process_environment
 
@@ -41,6 +44,24 @@ def invented(count: int) -> list[str]:
     return ["".join(chance.choice(pieces) + chance.choice(["", "", " ", "-"]) for _ in range(chance.randint(1, 7))) for _ in range(count)]
 
 
+def specks() -> list[str]:
+    """Every character of which somebody may think that it is not seen, and some that are; alone, twice, and between spaces."""
+    kinds = {"Cc", "Cf", "Zs", "Zl", "Zp", "Lm", "Sk"}
+    odd = [chr(n) for n in range(1, 0xE01F0) if n < 0xD800 or n > 0xDFFF if unicodedata.category(chr(n)) in kinds or is_blank(chr(n))]
+    return [
+        form.format(c)
+        for c in [*odd[:: max(1, len(odd) // 900)], *"가A1!😀\u200d\u3164\u2800\ufe0f\U000e0041\ufffc"]
+        for form in ("{0}", "{0}{0} {0}")
+    ]
+
+
+def unseen(session: Any) -> list[bool]:
+    """Of each speck, whether the engine says that nothing is left of it."""
+    rows = session.createDataFrame(list(enumerate(specks())), "id long, text string")
+    judged_rows = clean_texts(rows, RULES, order=["id"], labels=None).select("id", "reason").collect()
+    return [row["reason"] == "empty_text" for row in sorted(judged_rows)]
+
+
 def outcome() -> dict[str, Any]:
     """What the engine of the settings makes of the golden rows and the invented texts."""
     rows = [(row["id"], row["text"], row["labels"]) for row in GOLDEN]
@@ -52,6 +73,7 @@ def outcome() -> dict[str, Any]:
             "rows": sorted((row.asDict() for row in done.collect()), key=lambda row: row["id"]),
             "account": account(done),
             "again": [row["text"] for row in sorted(again.collect(), key=lambda row: row["id"])],
+            "unseen": unseen(session),
             "masked": [row["masked"] for row in sorted(wild.select("id", masked(wild["text"]).alias("masked")).collect())],
         }
 
@@ -71,6 +93,10 @@ def test_the_golden_rows_are_cleaned_alike_on_each_engine(remote: str | None) ->
     texts = invented(1_500)
     assert found["masked"] == [mask(text) for text in texts], "Spark masks as Python does"
     assert sum(mask(text) != text for text in texts) > 1_000, "a control: the texts hold what is masked"
+    assert found["unseen"] == [is_blank(speck) for speck in specks()], "nothing is left of what nobody sees, and of nothing else"
+    assert 500 < sum(found["unseen"]) < len(found["unseen"])
+    torn = [row["text"] for row in GOLDEN if row["text"] and group_of(mask(row["text"])) != group_of(row["cleaned"])]
+    assert torn == [], "cleaning leaves a text in its group"
     changed = [row["cleaned"] for row, text in zip(GOLDEN, found["again"], strict=True) if text != row["cleaned"]]
     assert changed == ["<b>굵게</b> &amp; 그대로"], "what is clean stays (an entity of an entity is decoded once at a time)"
 

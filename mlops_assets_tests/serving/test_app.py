@@ -53,6 +53,7 @@ def test_every_error_has_a_code_and_a_fix(server: Running) -> None:
         (post(b'{"inputs": []}'), 400, "empty_inputs", "inputs"),
         (post(b'{"inputs": [1]}'), 422, "not_text", "inputs[0]"),
         (post(b'{"inputs": ["ok", " "]}'), 422, "empty_text", "inputs[1]"),
+        (post('{"inputs": ["ok", "\u200b\u3164\\u200b"]}'.encode()), 422, "empty_text", "inputs[1]"),
         (post(b'{"inputs": ["\\ud800"]}'), 422, "not_text", "inputs[0]"),
         (post(json.dumps({"inputs": ["x"] * 1001}).encode()), 422, "too_many", "inputs"),
         (post(json.dumps({"inputs": ["x" * 10_001]}).encode()), 422, "too_long", "inputs[0]"),

@@ -66,6 +66,10 @@ def test_calibration_softens_the_answer_and_not_the_logits(tmp_path: Path) -> No
         (["ok", None], "not_text", "inputs[1]"),
         ([""], "empty_text", "inputs[0]"),
         ([" \n\t"], "empty_text", "inputs[0]"),
+        *(
+            ([unseen], "empty_text", "inputs[0]")
+            for unseen in ("\u200b", "\u200b\u3164", "\ufeff", "\u200d", "\ufe0f \U000e0041", "\u2800", "\x1b")
+        ),
         (["가" * (MAX_CHARACTERS + 1)], "too_long", "inputs[0]"),
         (["\ud800"], "not_text", "inputs[0]"),
         (["가"] * (MAX_TEXTS + 1), "too_many", "inputs"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -18,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.characters import is_blank
 from mlops_assets.database import copy_rows
 from mlops_assets.files import LFS_POINTER, LFS_REASON
 from mlops_assets.ingest import cleaning, lines, texts
 from mlops_assets.ingest.lines import Parse, Reader, fields_of
 from mlops_assets.ingest.masking import mask
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, quarantined_count, torn, violations
-from mlops_assets.ingest.texts import Account, Cleaned, Spark, normalized
+from mlops_assets.ingest.texts import Account, Cleaned, Spark, group_of
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -196,11 +198,21 @@ def _row(
     }
 
 
-def group_of(text: str) -> bytes:
-    """The group of the split ledger: letters and digits alone, each once in a row. Spaces, signs and ㅋㅋㅋ make no other comment."""
-    letters = (c for c in unicodedata.normalize("NFKC", cleaning.compared(text)).casefold() if c.isalnum())
+_FORMERLY_INVISIBLE: Final = re.compile(
+    "[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200c\u200e\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb]+"
+)
+_FORMER_ENTITIES: Final = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&apos;", "'"), ("&nbsp;", " "), ("&amp;", "&"))
+
+
+def former_group_of(text: str) -> bytes:
+    """Before `texts.group_of`: letters and digits alone, each once in a row, with fewer entities and invisible characters known."""
+    plain = _FORMERLY_INVISIBLE.sub("", text.translate(str.maketrans("０１２３４５６７８９－．＠＋（）", "0123456789-.@+()")))
+    for entity, character in _FORMER_ENTITIES:
+        plain = plain.replace(entity, character)
+    letters = (c for c in unicodedata.normalize("NFKC", cleaning.without_urls(plain)).casefold() if c.isalnum())
     skeleton = "".join(letter for letter, _ in itertools.groupby(letters))
-    return hashlib.sha256((skeleton or normalized(text)).encode()).digest()
+    return hashlib.sha256((skeleton or " ".join(unicodedata.normalize("NFC", text).split())).encode()).digest()
 
 
 # --- the rules (Spark) ----------------------------------------------------------------------------------------------------------
@@ -246,7 +258,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
         reader_of=lambda name: reader_of(section, name),
         columns=COLUMNS,
         text="text",
-        group_of=group_of,
+        former_group_of=former_group_of,
         judge=partial(judge, section=section),
         validation_fraction=section.validation_fraction,
         holdout_fraction=section.holdout_fraction,
@@ -383,7 +395,7 @@ def check_contract(frame: pd.DataFrame, section: DatasetSection) -> list[Violati
             "id": pa.Column(str, unique=True),
             "source": pa.Column(str, pa.Check.str_length(min_value=1)),
             "number": pa.Column("int64"),
-            "text": pa.Column(str, pa.Check(lambda text: text.str.strip() != "", name="text_not_empty")),
+            "text": pa.Column(str, pa.Check(lambda text: not is_blank(text), element_wise=True, name="text_not_empty")),
             "labels": pa.Column(str, pa.Check(proper, element_wise=True, name="known_labels")),
             "names": pa.Column(str),
             "personal": pa.Column(object, pa.Check.isin([True, False]), nullable=True),

@@ -6,18 +6,20 @@ Belongs here: those rules. Does not belong here: training, Dagster, how files ar
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlops_assets.characters import is_blank
 from mlops_assets.database import copy_rows
 from mlops_assets.files import LFS_POINTER, LFS_REASON
 from mlops_assets.ingest import texts
 from mlops_assets.ingest.lines import Reader, exact_header, excerpt, fields_of
 from mlops_assets.ingest.rows import Rejected, Violation, find_cleaned, quarantined_count, torn, violations
-from mlops_assets.ingest.texts import Account, Cleaned, Spark, normalized
+from mlops_assets.ingest.texts import Account, Cleaned, Spark, group_of
 from mlops_assets.lifecycle import dataset
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.settings import canonical
@@ -43,7 +45,7 @@ ROW_REASONS: Final = {
     "not_utf8": "bytes that are not UTF-8",
     "too_large": "longer than MLOPS_MAX_LINE_BYTES",
     "bad_label": "a label other than 0 and 1",
-    "empty_document": "no text",
+    "empty_document": "no text, or none that is seen",
     "duplicate_id": "an earlier row has the same id",
     "conflicting_labels": "the same text with both labels in the training rows",
     "in_holdout": "a training row whose text is held out",
@@ -84,7 +86,9 @@ def parse_row(line: bytes) -> Review | Rejected:
 
 def _parse(line: bytes, number: int) -> Mapping[str, Any] | Rejected:
     parsed = parse_row(line)
-    return parsed if isinstance(parsed, Rejected) else vars(parsed)
+    if isinstance(parsed, Rejected):
+        return parsed
+    return {**vars(parsed), "document": "" if is_blank(parsed.document) else parsed.document}
 
 
 def reader_of(section: DatasetSection, name: str) -> Reader | None:
@@ -93,6 +97,11 @@ def reader_of(section: DatasetSection, name: str) -> Reader | None:
     if not holdout and not any(fnmatchcase(name, pattern) for pattern in section.train_files):
         return None
     return Reader(exact_header(HEADER, _parse), holdout)
+
+
+def former_group_of(text: str) -> bytes:
+    """Before `texts.group_of`: NFC, whitespace collapsed."""
+    return hashlib.sha256(" ".join(unicodedata.normalize("NFC", text).split()).encode()).digest()
 
 
 def judge(raw: DataFrame) -> DataFrame:
@@ -123,7 +132,7 @@ def rules(section: DatasetSection, max_line_bytes: int) -> texts.Rules:
         reader_of=lambda name: reader_of(section, name),
         columns=dict.fromkeys(COLUMNS, "string"),
         text="document",
-        group_of=texts.group_of,
+        former_group_of=former_group_of,
         judge=judge,
         validation_fraction=section.validation_fraction,
         holdout_fraction=section.holdout_fraction,
@@ -198,14 +207,14 @@ def check_contract(frame: pd.DataFrame) -> list[Violation]:
     schema = pa.DataFrameSchema(
         {
             "id": pa.Column(str, pa.Check.str_length(1, MAX_ID), unique=True),
-            "document": pa.Column(str, pa.Check(lambda text: text.str.strip() != "", name="text_not_empty")),
+            "document": pa.Column(str, pa.Check(lambda text: not is_blank(text), element_wise=True, name="text_not_empty")),
             "label": pa.Column("int8", pa.Check.isin(list(LABELS))),
             "split": pa.Column(str, pa.Check.isin(list(dataset.SPLITS))),
             "source": pa.Column(str),
         },
         strict=True,
     )
-    return violations(schema, frame, lambda rows: torn(rows["document"].map(normalized), rows["split"], "no text in two splits"))
+    return violations(schema, frame, lambda rows: torn(rows["document"].map(group_of), rows["split"], "no text in two splits"))
 
 
 def contract(store: ObjectStore, engine: Engine, version: str, folder: Path) -> tuple[int, list[Violation]]:
