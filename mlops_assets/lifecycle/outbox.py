@@ -23,6 +23,20 @@ SLACK = "slack"
 Receiver = Callable[[Mapping[str, Any]], None]
 
 
+#: Topic -> what its rows say.
+_SAID: Mapping[str, Mapping[str, type]] = {
+    SLACK: {"text": str},
+    "mlflow.version": {"system": str, "version": int},
+    "mlflow.aliases": {"system": str, "version": int},
+    "clients": {"system": str, "version": int, "promoted": bool},
+}
+
+
+def _is_ours(topic: str, payload: Any) -> bool:
+    said = _SAID.get(topic, {})
+    return isinstance(payload, dict) and all(isinstance(payload.get(name), kind) for name, kind in said.items())
+
+
 def put(connection: Connection, topic: str, payload: Mapping[str, Any]) -> None:
     from sqlalchemy import text
 
@@ -88,6 +102,12 @@ def _deliver_next(connection: Connection, topic: str, receive: Receiver) -> bool
         row = connection.execute(sql, {"topic": topic}).first()
         if row is None:
             return False
+        if not _is_ours(topic, row.payload):
+            # Inserted by somebody: nobody can take it, and it must not hold back what follows.
+            logger.error("outbox %s (%s) was not written by the platform: it is passed over", row.id, topic)
+            sql = text("UPDATE outbox SET delivered_at = now(), error = 'not written by the platform' WHERE id = :id")
+            connection.execute(sql, {"id": row.id})
+            return True
         try:
             receive(row.payload)
         except Exception as error:  # the outside may fail in any way; the row stays and says how

@@ -11,7 +11,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from mlops_assets import names
 from mlops_assets.ingest import objects
-from mlops_assets.lifecycle import bundle, history, ledger, pipeline, promotion, retention, signing
+from mlops_assets.lifecycle import bundle, history, ledger, outbox, pipeline, promotion, retention, signing
+from mlops_assets.lifecycle.mirror import Mirror
 from mlops_assets.lifecycle.registrar import Registrar
 from mlops_assets.serving.models import Follower
 from mlops_assets.store import ObjectStore
@@ -355,3 +356,34 @@ def test_a_rollback_below_todays_thresholds_is_done_and_says_so_everywhere(world
     assert wanted in told and "최소값" in told
     world.registrar().produce(version=2, reason="on")
     assert world.registrar().rollback(reason="complaints").reason == "complaints", "control: above the thresholds nothing is added"
+
+
+# --- the outbox -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", ["{}", "[]", "null", '"x"', '{"text": 1}'])
+def test_a_message_that_nobody_can_take_holds_back_no_other(world, payload):
+    told: list[str] = []
+    with world.engine.begin() as connection:
+        connection.execute(text("INSERT INTO outbox (topic, payload) VALUES ('slack', CAST(:p AS jsonb))"), {"p": payload})
+        outbox.tell(connection, "promoted: a genuine one")
+    naive: list[str] = []
+    with pytest.raises((KeyError, TypeError, AssertionError)):  # control: what the receiver did with it, for ever
+        naive.append(json.loads(payload)["text"] + "")
+    assert outbox.deliver(world.engine, {outbox.SLACK: lambda message: told.append(message["text"])}) == 2
+    assert told == ["promoted: a genuine one"]
+    assert psql(world, "SELECT count(*) FROM outbox WHERE delivered_at IS NULL") == [(0,)]
+
+
+def test_a_message_about_a_model_of_others_takes_no_alias_from_it(world):
+    class Client:
+        """Fails the test when it is asked for anything."""
+
+        def __getattr__(self, name):
+            raise AssertionError(f"MLflow was asked: {name}")
+
+    psql(world, 'INSERT INTO outbox (topic, payload) VALUES (\'mlflow.aliases\', \'{"system": "theirs", "version": 1}\')')
+    mirror = Mirror(world.engine, Client(), world.settings.public_keys_path)
+    assert outbox.deliver(world.engine, mirror.receivers()) == 1
+    with pytest.raises(AssertionError, match="MLflow was asked"):  # control: what followed from the row before
+        mirror.align("theirs")
