@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
 
-from mlops_assets.lifecycle import bundle, clients, dataset, outbox
+from mlops_assets.lifecycle import bundle, clients, dataset, outbox, pipeline
 from mlops_assets.lifecycle.bundle import BadBundle, File
 from mlops_assets.lifecycle.dataset import DatasetError
 from mlops_assets.lifecycle.pipeline import Platform
@@ -21,6 +21,7 @@ from mlops_assets.settings import ClientFiles
 from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import World, config_of
 from mlops_assets_tests.ingest.arrivals import SYSTEM, freeze, put, ready, tick
+from mlops_assets_tests.toy import toy_system
 
 
 @pytest.fixture
@@ -217,3 +218,33 @@ def test_bytes_put_beforehand_where_others_will_be_kept_are_replaced(engine, sto
     store.put(key, bytes(store.head(key).size))
     again = world.attempt(content="c")  # published once more: control, by name it was there
     assert bundle.fetch(store, again.bundle_sha256, again.bundle_files, tmp_path / "bundles").is_dir()
+
+
+def test_a_training_goes_on_from_the_weights_that_the_champions_receipt_names(world):
+    """The whole step, on the toy: what the store holds beside them reaches no training, and changed ones end it."""
+    seen: list[dict[str, str]] = []
+    toy = toy_system(variants={"anew": 0.86, "on": 0.9})
+
+    def train(context: Any) -> Any:
+        if context.parent is not None:
+            seen.append({path.name: path.read_text() for path in context.parent.iterdir()})
+        return toy.train(context)
+
+    system = replace(toy, train=train, from_champion=("on",))
+    platform = Platform(world.settings, world.engine, world.store, Tracking(None))
+    world.dataset("v1")
+
+    def attempt(variant: str) -> Any:
+        arguments = {"variant": variant, "dataset_version": "v1", "run_id": variant, "say": lambda line: None}
+        return pipeline.train(platform, system, world.config, **arguments).attempt
+
+    first = attempt("anew")
+    assert first.weights_files.keys() == {"weights.txt"}
+    receipt = world.registrar().register(first.id, world.report(first)).receipt
+    assert receipt is not None and receipt.weights == first.weights_files and receipt.body["attempt_sha256"] == first.sha256
+    world.store.put(f"weights/{first.bundle_sha256}/evil.txt", b"evil")
+    assert attempt("on").parent_bundle_sha256 == first.bundle_sha256 and seen == [{"weights.txt": "w"}]
+    world.store.put(bundle.weights_key(first.bundle_sha256, "weights.txt"), b"e")
+    with pytest.raises(BadBundle, match="was changed"):
+        attempt("on")
+    assert len(seen) == 1
