@@ -96,7 +96,13 @@ def replace_quarantine(connection: Connection, manifest: Manifest, rows: Iterabl
     key = {"s": manifest.system, "v": manifest.version}
     connection.execute(text("DELETE FROM quarantined_row WHERE system = :s AND version = :v"), key)
     columns = ["system", "version", "source", "line", "reason_code", "excerpt"]
-    copy_rows(connection, "quarantined_row", columns, ((manifest.system, manifest.version, *row) for row in rows))
+    stored = ((manifest.system, manifest.version, source, line, code, storable(said)) for source, line, code, said in rows)
+    copy_rows(connection, "quarantined_row", columns, stored)
+
+
+def storable(said: str) -> str:
+    """What was seen, as PostgreSQL can hold it: without its zero characters and halves of surrogate pairs."""
+    return said.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
 def quarantined_count(engine: Engine, system: str, version: str) -> int:
@@ -113,7 +119,7 @@ def mark_files(connection: Connection, manifest: Manifest, unused: Mapping[str, 
     from sqlalchemy import text
 
     connection.execute(text("CREATE TEMPORARY TABLE unused (key text, code text, reason text) ON COMMIT DROP"))
-    copy_rows(connection, "unused", ["key", "code", "reason"], ((key, *why) for key, why in unused.items()))
+    copy_rows(connection, "unused", ["key", "code", "reason"], ((key, code, storable(reason)) for key, (code, reason) in unused.items()))
     connection.execute(
         text(
             "UPDATE landing_object o SET state = CASE WHEN n.code IS NULL THEN 'accepted' ELSE 'quarantined' END, "

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -513,12 +514,19 @@ def load(data: bytes, name: str, required: Sequence[str] = ()) -> Table:
     Raises:
         SheetError: it is something else.
     """
+    refused = SheetError(f"{name} is not a sheet as `mlops` keeps it: land it as CSV")
     try:
         header, *rows = [loads(line) for line in data.decode("utf-8").split("\n")[:-1]]
         table = Table(tuple(header), tuple((number, tuple(cells)) for number, cells in rows))
-    except (ValueError, TypeError):
-        raise SheetError(f"{name} is not a sheet as `mlops` keeps it: land it as CSV") from None
-    if not all(isinstance(cell, str) for cell in (*table.header, *(cell for _, cells in table.rows for cell in cells))):
-        raise SheetError(f"{name} is not a sheet as `mlops` keeps it: land it as CSV")
+        "".join(cell for cells in (table.header, *(cells for _, cells in table.rows)) for cell in cells).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise refused from None
+    if any(len(cells) < len(table.header) for _, cells in table.rows):
+        raise refused
+    numbers = [number for number, _ in table.rows]
+    if not all(isinstance(part, list) for part in (header, *rows)) or not all(type(number) is int for number in numbers):
+        raise refused
+    if not all(1 < number < 2**31 for number in numbers) or any(one >= other for one, other in pairwise(numbers)):
+        raise refused
     table_of([table.header, *(cells for _, cells in table.rows)], name, required)
     return table

@@ -75,6 +75,16 @@ def test_what_cannot_be_kept_is_in_quarantine_with_its_reason(app: Application, 
     assert comments.reconcile(engine, settings, section()).changed == 0
 
 
+def test_a_comment_of_which_nothing_is_seen_has_no_text(app: Application, engine: Engine, comment_settings: Settings) -> None:
+    tick = reader(engine, comment_settings)
+    unseen = app.add("\u200b\u3164", " \ufeff", "", status="ok")
+    (seen,) = app.add("보\u200b인다", status="ok")
+    done = tick()
+    assert (done.new, done.quarantined, done.labels) == (4, 3, 1)
+    kept = ask(engine, "SELECT id, quarantined FROM comment ORDER BY id")
+    assert kept == [*((number, "no_text") for number in unseen), (seen, None)]
+
+
 def test_the_text_itself_is_nowhere_else(
     app: Application, engine: Engine, comment_settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

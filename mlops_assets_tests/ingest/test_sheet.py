@@ -315,9 +315,22 @@ def test_control_plain_csv_would_be_evaluated() -> None:
     assert next(csv.reader(io.StringIO(out.getvalue())))[0].startswith("=")
 
 
+#: A row that is too short, row numbers that are none or go back, half of a character, nesting without end.
+NOT_OURS = [
+    b'["a","b"]\n[2,["x"]]\n',
+    b'["a"]\n{"2":1,"3":["x"]}\n',
+    b'["a"]\n["2",["x"]]\n',
+    b'["a"]\n[true,["x"]]\n',
+    b'["a"]\n[3,["x"]]\n[2,["x"]]\n',
+    b'["a"]\n[99999999999,["x"]]\n',
+    b'["a"]\n[2,["\\ud800"]]\n',
+    b'["a"]\n' + b"[" * 100_000 + b"\n",
+]
+
+
 def test_what_lands_is_read_back_as_it_was() -> None:
     table = Table(("a", "b"), ((2, ("=1", "\u2028줄")), (7, ("'-", "😀"))))
     assert sheet.load(sheet.dump(table), "x") == table
-    for wrong in (b"", b"{}\n", b'["a"]\n[2,[1]]\n', b'["a"]\n[2]\n', json.dumps(["a"]).encode()):
+    for wrong in (b"", b"{}\n", b'["a"]\n[2,[1]]\n', b'["a"]\n[2]\n', json.dumps(["a"]).encode(), *NOT_OURS):
         with pytest.raises(SheetError):
             sheet.load(wrong, "x")

@@ -48,6 +48,8 @@ FILE_REASONS: Final = {
     "unreadable": "is not a sheet with the columns of configs/disposal_policy.yaml",
 }
 EXCERPT: Final = 200
+#: A sheet is held whole while it is read.
+MAX_SHEET_BYTES: Final = 256 * 1024**2
 #: Of the columns of the table, those that are not fields.
 EXTRA: Final = {"key": "the place, and which of its rules", "content_hash": "of all fields", "source": "the file", "line": "its row there"}
 
@@ -100,6 +102,10 @@ def scan(store: ObjectStore, manifest: Manifest, section: CleaningSection) -> Sc
         base = entry.folders_and_name[1]
         if not any(fnmatchcase(base, pattern) for pattern in section.files):
             done.refused[name] = (entry, Rejected("unexpected_file", base))
+            continue
+        if entry.size > MAX_SHEET_BYTES:
+            done.refused[name] = (entry, Rejected("unreadable", f"{entry.size} bytes, the limit is {MAX_SHEET_BYTES}: split it"))
+            done.turned_away.add(rules.NOWHERE)
             continue
         try:
             data = b"".join(dataset.open_entry(store, entry))
