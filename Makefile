@@ -2,6 +2,7 @@
 #   make run               install, start the platform, land a good and a bad sample version
 #   make run DATA=dir      the same with real data sets: dir/nsmc, ...
 #   make test              install, run the whole suite (WORKERS=2 processes)
+#   make platform          the READMEs' commands and the attacks, on a running platform (ten minutes more)
 #   make check             formatting, lint, types, import rules
 #   make bench             every figure of benchmarks/, written to benchmarks/RESULTS.md (QUICK=1: a minute each)
 
@@ -11,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test check bench install
+.PHONY: run test platform check bench install
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -32,6 +33,9 @@ run: install
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+platform: install
+	$(BIN)/python -m pytest -m platform $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -19,6 +19,8 @@ from mlops_assets_tests.factories import World
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from mlops_assets_tests.running_platform import Running
+
 library_defaults()  # before any test imports torch
 
 
@@ -163,6 +165,21 @@ def wait_for(condition, what: str, seconds: float = 60.0):
             return value
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`mlops up --demo` as the README has it, with its landings at their ends, an application's comments, and a source of MNIST near by."""
+    from mlops_assets_tests import official_source
+    from mlops_assets_tests.ingest import application
+    from mlops_assets_tests.running_platform import running_platform, until
+
+    with application.running() as comments_url, official_source.running(tmp_path_factory.mktemp("configs")) as configs:
+        settings = {"COMMENTS_URL": comments_url, "CONFIGS": str(configs), "API_TOKEN": "the-token-of-the-demo"}
+        with running_platform("--demo", **{f"MLOPS_{name}": value for name, value in settings.items()}) as running:
+            running.start()
+            until(lambda: "every landed version has its end" in running.text, 1500, "the end of the demo's landings")
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ class Running:
 
     home: Path
     environment: dict[str, str]
+    arguments: tuple[str, ...] = ()
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
     known: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Running:
         self.starts += 1
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("mlops")), "up"],
+                [str(Path(sys.executable).with_name("mlops")), "up", *self.arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
@@ -73,6 +74,11 @@ class Running:
     @property
     def text(self) -> str:
         return self.output.read_text()
+
+    def mlops(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """A command as its user runs it beside the platform."""
+        command = [str(Path(sys.executable).with_name("mlops")), *arguments]
+        return subprocess.run(command, env=self.environment, cwd=folder, capture_output=True, text=True, timeout=580)
 
     def everything(self) -> list[int]:
         """Every process of the platform: the supervisor, the marked ones, PostgreSQL."""
@@ -104,13 +110,18 @@ class Running:
 
 
 @contextmanager
-def running_platform(**settings: str) -> Iterator[Running]:
-    """Not started yet; whatever is left of it at the end is killed. `settings`: further MLOPS_* variables, by their names."""
+def running_platform(*arguments: str, **settings: str) -> Iterator[Running]:
+    """Not started yet; whatever is left of it at the end is killed.
+
+    Args:
+        arguments: of `mlops up`.
+        settings: further MLOPS_* variables, by their names.
+    """
     with tempfile.TemporaryDirectory(prefix="mlops-up-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         home = Path(folder).resolve() / "home"
         own = {f"MLOPS_{name.upper()}": str(free_base()) for name in up.PORTS} | {"MLOPS_HOME": str(home)} | settings
-        running = Running(home, {k: v for k, v in os.environ.items() if not k.startswith(("MLOPS_", "DAGSTER_"))} | own)
+        running = Running(home, {k: v for k, v in os.environ.items() if not k.startswith(("MLOPS_", "DAGSTER_"))} | own, arguments)
         try:
             yield running
         finally:

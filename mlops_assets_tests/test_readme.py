@@ -1,0 +1,110 @@
+"""Every command and every curl of both READMEs, in their order, on the demo that they speak of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlops_assets import sample_data
+from mlops_assets.settings import REPOSITORY
+from mlops_assets_tests.running_platform import Running
+
+pytestmark = pytest.mark.platform
+
+#: What the reader puts in: a word of a README -> what the test lands, samples as the demo's.
+PLACES = {
+    "README.md": {
+        "REQUEST_ID": "{request}",
+        "path/to/folder --dataset-version reviews-2": "reviews --dataset-version reviews-2",
+        "path/to/photos": "photos",
+        "path/to/unsmile": "unsmile",
+        "path/to/folder --dataset-version mnist-1": "digits --dataset-version mnist-1",
+        "--trials 20": "--trials 1",
+    },
+    "README.ko.md": {
+        "요청번호": "{request}",
+        "폴더 --dataset-version reviews-2": "reviews --dataset-version reviews-3",
+        "--dataset-version V": "--dataset-version split_1",
+        "--trials 20": "--trials 1",
+        "사진폴더 --dataset-version split_1": "photos --dataset-version split_2",
+        "폴더 --dataset-version unsmile-1": "unsmile --dataset-version unsmile-2",
+        "정책.csv --dataset-version v1": "policies.csv --dataset-version v2",
+        "폴더 --dataset-version mnist-1": "digits --dataset-version mnist-2",
+        "사용자": "somebody",
+    },
+}
+#: Commands of this machine's start and of this very suite: `make run` is the fixture's `mlops up --demo`.
+NOT_HERE = ("make ", "source ")
+#: What ends otherwise than with 0 on the demo, and how its output says why.
+OTHERWISE = {
+    "mlops cut hate_speech": "label",
+    "mlops cut digits": "draw",
+    "mlops produce tires": "champion|register",
+    "cannot_segment": "",
+}
+
+
+def commands(name: str) -> list[str]:
+    """The lines of the README's blocks, as they stand there."""
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / name).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith(NOT_HERE)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reader's own folder: what the READMEs' words stand for."""
+    folder = tmp_path_factory.mktemp("reader")
+    sample_data.write_reviews(folder / "reviews", seed=21)
+    sample_data.write_tires(folder / "photos", seed=21)
+    sample_data.write_comments(folder / "unsmile", seed=21)
+    sample_data.write_digits(folder / "digits", train=1500, test=800, drawn=400, seed=21)
+    sample_data.write_policies(folder / "policies", seed=21)
+    next((folder / "policies").glob("*.csv")).rename(folder / "policies.csv")
+    next((folder / "photos").rglob("*.jpg")).rename(folder / "photo.jpg")
+    picture = next((folder / "digits").rglob("*.png"))
+    (folder / "digit.png").write_bytes(picture.read_bytes())
+    (folder / "code.png").write_bytes(picture.read_bytes())
+    (folder / "params.yaml").write_text(yaml.safe_dump({"system": "hate_speech", "parameters": {"epochs": 1}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said() -> Mapping[str, str]:
+    """What commands told that later ones need."""
+    return {}
+
+
+def of_readmes() -> Iterator[pytest.param]:
+    for name in PLACES:
+        for number, line in enumerate(commands(name)):
+            yield pytest.param(name, line, id=f"{name}-{number:02}")
+
+
+@pytest.mark.parametrize(("name", "line"), of_readmes())
+def test_a_line_of_a_readme_does_what_it_says(demo: Running, folder: Path, said: dict[str, str], name: str, line: str) -> None:
+    for word, instead in PLACES[name].items():
+        line = line.replace(word, instead)
+    line = line.format(**said) if "{request}" in line else line
+    line = line.replace("localhost:8000", f"localhost:{demo.known['serve_url'].rsplit(':', 1)[1]}")
+    bin_folder = Path(sys.executable).parent
+    environment = demo.environment | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    shell = line.replace("curl ", "curl --silent --show-error --fail-with-body ") if line.startswith("curl") else line
+    done = subprocess.run(["bash", "-c", shell], cwd=folder, env=environment, capture_output=True, text=True, timeout=580)
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output, output
+    expected = next((words for command, words in OTHERWISE.items() if command in line), None)
+    if expected is None:
+        assert done.returncode == 0, f"{shlex.join(['bash', '-c', shell])}: {output[-3000:]}"
+    else:
+        assert done.returncode == 0 or re.search(expected, output), output[-3000:]
+    if line.startswith("mlops predict sentiment"):
+        said["request"] = done.stdout.split()[-1]
