@@ -7,8 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,18 +79,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said() -> Mapping[str, str]:
+def said() -> dict[str, str]:
     """What commands told that later ones need."""
     return {}
 
 
-def of_readmes() -> Iterator[pytest.param]:
+def of_readmes() -> Iterator[Any]:
     for name in PLACES:
         for number, line in enumerate(commands(name)):
             yield pytest.param(name, line, id=f"{name}-{number:02}")
 
 
-@pytest.mark.parametrize(("name", "line"), of_readmes())
+@pytest.mark.parametrize(("name", "line"), list(of_readmes()))
 def test_a_line_of_a_readme_does_what_it_says(demo: Running, folder: Path, said: dict[str, str], name: str, line: str) -> None:
     for word, instead in PLACES[name].items():
         line = line.replace(word, instead)
