@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: What Git LFS leaves in place of a file that was not pulled.
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
 
-GOOD = {"loss": 0.35, "accuracy": 0.86, "precision": 0.86, "recall": 0.86, "f1": 0.86}
+GOOD = {"loss": 0.35, "accuracy": 0.86, "precision": 0.86, "recall": 0.86, "f1": 0.86, "ece": 0.02}
 BAD = {"loss": 0.69, "accuracy": 0.51, "precision": 0.5, "recall": 0.5, "f1": 0.5}
 
 

@@ -27,14 +27,10 @@ from mlops_assets.lifecycle.dataset import object_key
 from mlops_assets.lifecycle.pipeline import Platform
 from mlops_assets.systems import DATA_SYSTEMS, SYSTEMS
 from mlops_assets.tracking import Tracking
-from mlops_assets_tests import factories
 from mlops_assets_tests.conftest import free_port
-from mlops_assets_tests.factories import BAD, World, config_of
+from mlops_assets_tests.factories import BAD, GOOD, World, config_of
 from mlops_assets_tests.ingest import arrivals
 from mlops_assets_tests.toy import toy_definitions, toy_system
-
-#: What configs/sentiment.yaml looks at, too.
-GOOD = factories.GOOD | {"ece": 0.02}
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_selection_is_by_the_metric_and_its_direction(world):
     assert world.registrar(manual).stage("Loss").version == 1
     assert world.registrar(manual).stage("F1_Score").version == 2
     assert champion(world, "candidate") == 2 and champion(world) is None
-    with pytest.raises(UnknownMetric, match="choose one of accuracy, f1, loss, precision, recall"):
+    with pytest.raises(UnknownMetric, match="choose one of accuracy, ece, f1, loss, precision, recall"):
         world.registrar(manual).stage("BLEU")
 
 
