@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError
+from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, read_yaml
 
 State = Literal["ok", "warn", "fail"]
 
@@ -235,6 +235,30 @@ def _poolers(settings: Settings) -> Iterator[Line]:
         yield Line("pooler", "ok", "every database connection keeps its session")
 
 
+def _comments(settings: Settings) -> Iterator[Line]:
+    """The application's tables of comments, judged as at each tick; none is read."""
+    from mlops_assets.ingest.comment_source import CommentsError, connect, section_of
+
+    if not settings.comments_url:
+        return
+    systems = [path.stem for path in sorted(settings.configs.glob("*.yaml")) if read_yaml(path).get("comments")]
+    for system in systems:
+        section = section_of(settings, system)
+        try:
+            with connect(settings, section, key="0") as table:
+                problems = " ".join(table.problems)
+        except CommentsError as error:
+            fix = f"mend what this says; the section `comments` is in {settings.configs / (system + '.yaml')}"
+            yield Line("comments", "fail", str(error), fix)
+        else:
+            yield Line(
+                "comments",
+                "warn" if problems else "ok",
+                problems or f"every column of {section.table} can be read",
+                problems and "see above",
+            )
+
+
 def _store(settings: Settings) -> Iterator[Line]:
     from mlops_assets.store import ObjectStore
 
@@ -337,6 +361,7 @@ _CHECKS: list[tuple[str, Callable[[Settings], Iterator[Line]]]] = [
     ("postgresql", _embedded),
     ("database", _database),
     ("pooler", _poolers),
+    ("comments", _comments),
     ("object store", _store),
     ("mlflow", _mlflow),
     ("services", _services),

@@ -588,8 +588,11 @@ _IN_SCHEMA: Final = "AND table_schema = IF(%(schema)s = '', DATABASE(), %(schema
 
 
 @contextmanager
-def connect(settings: Settings, section: CommentsSection) -> Iterator[Table]:
+def connect(settings: Settings, section: CommentsSection, key: str | None = None) -> Iterator[Table]:
     """The table, connected for one tick: in READ ONLY sessions, UTC, utf8mb4, each statement a transaction of its own.
+
+    Args:
+        key: of the hashes; None: the one that is kept, made when there is none.
 
     Raises:
         SettingsError: comments_url is not set.
@@ -614,7 +617,7 @@ def connect(settings: Settings, section: CommentsSection) -> Iterator[Table]:
     except (SQLAlchemyError, OSError, struct.error) as error:
         raise _unreachable(error, url) from None
     try:
-        yield Table(opened, section, hash_key(settings), settings.max_line_bytes)
+        yield Table(opened, section, key or hash_key(settings), settings.max_line_bytes)
     finally:
         opened.close()
         engine.dispose()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sqlalchemy import Engine, text
 
+from mlops_assets import doctor
 from mlops_assets.ingest import comments
 from mlops_assets.ingest.comment_source import CommentsError, CommentsSection
 from mlops_assets.settings import Settings
@@ -535,6 +538,19 @@ def test_a_hard_deletion_leaves_no_text_either(app: Application, engine: Engine,
 def test_a_wrong_section_is_said(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         section(**changes)
+
+
+def test_doctor_says_the_same(app: Application, comment_settings: Settings, tmp_path: Path) -> None:
+    configured = section().model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({"comments": configured}, allow_unicode=True))
+    settings = comment_settings.model_copy(update={"configs": tmp_path})
+    assert [line.state for line in doctor._comments(settings)] == ["ok"]
+    table(app, "updated_at int")
+    row(app, updated_at=str(MARCH))
+    (line,) = doctor._comments(settings)
+    assert line.state == "fail" and "`epochs: {updated_at: seconds}`" in line.found and "toy.yaml" in line.fix
+    assert not (settings.home / "keys").exists(), "it changes nothing"
+    assert list(doctor._comments(settings.model_copy(update={"comments_url": None}))) == []
 
 
 # --- strides ------------------------------------------------------------------------------------------------------------------------------
