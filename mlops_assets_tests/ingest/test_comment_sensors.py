@@ -89,23 +89,23 @@ def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
 
 def test_the_command(app: Application, engine: Engine, comment_settings: Settings, tmp_path: Path) -> None:
     configured = section().model_dump(mode="json", exclude_unset=True)
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({"comments": configured}, allow_unicode=True))
-    (tmp_path / "other.yaml").write_text("project: {}")
+    (tmp_path / "hate_speech.yaml").write_text(yaml.safe_dump({"comments": configured}, allow_unicode=True))
+    (tmp_path / "sentiment.yaml").write_text("project: {}")
     settings = comment_settings.model_copy(update={"configs": tmp_path})
     app.add("하나", "둘")
-    done = command(settings, "toy", "--once", "--json")
+    done = command(settings, "hate_speech", "--once", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["new"] == 2, done.stderr
     app.run("UPDATE comments SET text = '셋' WHERE id = 1")
-    done = command(settings, "toy", "--reconcile")
+    done = command(settings, "hate_speech", "--reconcile")
     assert done.stdout.strip() == "app: 1 changed" and stored(engine) == app.comments()
     app.run("TRUNCATE comments")
-    done = command(settings, "toy", "--reconcile")
+    done = command(settings, "hate_speech", "--reconcile")
     assert done.returncode == 2 and "--accept-deletions" in done.stderr and len(stored(engine)) == 2
-    assert command(settings, "toy", "--reconcile", "--accept-deletions").stdout.strip() == "app: 2 deleted"
+    assert command(settings, "hate_speech", "--reconcile", "--accept-deletions").stdout.strip() == "app: 2 deleted"
     for arguments, said in (
-        (["toy", "--once", "--reconcile"], "exclude each other"),
-        (["other"], "no section `comments`"),
-        (["none"], "does not exist"),
+        (["hate_speech", "--once", "--reconcile"], "exclude each other"),
+        (["sentiment"], "no section `comments`"),
+        (["none"], "unknown system"),
     ):
         done = command(settings, *arguments)
         assert done.returncode == 2 and said in done.stderr
