@@ -64,6 +64,7 @@ MASKS: Final = (
 _COMPILED: Final = tuple((re.compile(pattern), replacement) for _, pattern, replacement in MASKS)
 #: A text without these needs no pattern (each needs three digits in a row): nine of ten comments.
 _SUSPICIOUS: Final = re.compile(rf"[@＠]|{_D}{{3}}")
+_SUSPICIOUS_PLAIN: Final = re.compile("@|[0-9]{3}")
 
 
 #: What people hide numbers behind: mathematical, raised and lowered digits count as plain, invisible characters as nothing.
@@ -82,13 +83,17 @@ def mask(text: str) -> str:
     """
     if _DISGUISED.search(text):
         plain = _HIDDEN.sub("", text.translate(_DIGITS))
-        found = mask_plain(plain)
+        found = _masked(plain)
         return text if found == plain else found
-    return mask_plain(text)
+    return _masked(text)
 
 
 def mask_plain(text: str) -> str:
     """`mask` of a text in which nothing hides: in NFKC, without invisible characters."""
+    return _masked(text) if _SUSPICIOUS_PLAIN.search(text) else text
+
+
+def _masked(text: str) -> str:
     if not _SUSPICIOUS.search(text):
         return text
     for pattern, replacement in _COMPILED:

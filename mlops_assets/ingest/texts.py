@@ -119,16 +119,16 @@ def group_of(text: str) -> bytes:
 
 def compared(text: str) -> tuple[bytes, int]:
     """The group of `text`, and 64 bits that are the same for texts that a reader takes for one."""
-    read = as_read(text)
-    same = hashlib.blake2b(read.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    said = mask_plain(read)
+    said = as_read(text)
+    same = int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:8], "big", signed=True)
+    said = mask_plain(said)
     if "://" in said or "www." in said:
         said = cleaning.without_urls(said)
     folded = said.casefold()
     if folded != said:
         folded = unicodedata.normalize("NFKC", folded)
     skeleton = _RUN.sub(_once, _NO_LETTER.sub("", folded)) or _RUN.sub(_once, said.replace(" ", ""))
-    return hashlib.sha256(skeleton.encode("utf-8", "surrogatepass")).digest(), int.from_bytes(same, "big", signed=True)
+    return hashlib.sha256(skeleton.encode("utf-8", "surrogatepass")).digest(), same
 
 
 def unit_of(group: bytes) -> float:
@@ -140,19 +140,25 @@ def _raw_table(rules: Rules, with_former: bool) -> Callable[[Sequence[Mapping[st
     """`group`, `former` (when wanted) in hex, `unit`, and `same` are what the row's text is compared by."""
     import pyarrow as pa
 
-    own = [(name, pa.type_for_alias(kind)) for name, kind in rules.columns.items()]
-    schema = pa.schema(
-        [("source", pa.string()), ("holdout", pa.bool_()), ("file", pa.int32()), ("line", pa.int64()), *own]
-        + [("group", pa.string()), ("unit", pa.float64()), ("same", pa.int64()), ("former", pa.string())]
-    )
+    kinds = {"source": "string", "holdout": "bool", "file": "int32", "line": "int64", **rules.columns}
+    given = [(name, pa.type_for_alias(kind)) for name, kind in kinds.items()]
 
-    def made(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        text = row[rules.text]
-        group, same = compared(text)
-        former = rules.former_group_of(text).hex() if with_former else None
-        return {**row, "group": group.hex(), "unit": unit_of(group), "same": same, "former": former}
+    def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in given}
+        said = [row[rules.text] for row in rows]
+        made = [compared(text) for text in said]
+        former = [rules.former_group_of(text).hex() for text in said] if with_former else [None] * len(said)
+        return pa.table(
+            columns
+            | {
+                "group": pa.array([group.hex() for group, _ in made], pa.string()),
+                "unit": pa.array([unit_of(group) for group, _ in made], pa.float64()),
+                "same": pa.array([same for _, same in made], pa.int64()),
+                "former": pa.array(former, pa.string()),
+            }
+        )
 
-    return lambda rows: pa.Table.from_pylist([made(row) for row in rows], schema=schema)
+    return table_of
 
 
 # --- groups of an older scheme --------------------------------------------------------------------------------------------------

@@ -86,9 +86,9 @@ def parse_row(line: bytes) -> Review | Rejected:
 
 def _parse(line: bytes, number: int) -> Mapping[str, Any] | Rejected:
     parsed = parse_row(line)
-    if isinstance(parsed, Rejected):
-        return parsed
-    return {**vars(parsed), "document": "" if is_blank(parsed.document) else parsed.document}
+    if isinstance(parsed, Rejected) or not is_blank(parsed.document):
+        return parsed if isinstance(parsed, Rejected) else vars(parsed)
+    return {**vars(parsed), "document": ""}
 
 
 def reader_of(section: DatasetSection, name: str) -> Reader | None:
