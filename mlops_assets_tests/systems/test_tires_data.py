@@ -697,7 +697,8 @@ def test_a_refused_version_is_red_and_says_why(materialize) -> None:
 
 def test_the_configuration_that_is_delivered(settings: Settings) -> None:
     config = load_config(TiresConfig, data.SYSTEM, settings.configs)
-    assert config.register_threshold == {"accuracy": 0.85, "f1": 0.80, "early_stopping_reached": 1} and config.promotion.metric == "f1"
+    assert config.register_threshold == {"accuracy": 0.85, "f1": 0.80, "ece": 0.15, "early_stopping_reached": 1}
+    assert config.promotion.metric == "f1"
     assert len(config.models) == 7 and config.model_of("cnn").training.epochs == 5
 
 
