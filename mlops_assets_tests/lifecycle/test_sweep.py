@@ -18,6 +18,7 @@ from mlops_assets.lifecycle.assets import model_lifecycle
 from mlops_assets.lifecycle.jobs import lifecycle_jobs
 from mlops_assets.lifecycle.pipeline import UnknownParameter
 from mlops_assets.lifecycle.report import UnknownMetric
+from mlops_assets.lifecycle.signing import ensure_key
 from mlops_assets.lifecycle.system import CleanedTable
 from mlops_assets.resources.executor import run_executor
 from mlops_assets.settings import SettingsError, process_environment
@@ -37,6 +38,7 @@ def job(settings, name="toy", **config):
         executor=run_executor,
     )
     with dg.DagsterInstance.ephemeral() as instance:
+        ensure_key(settings)  # what a run hands on is signed
         instance.add_dynamic_partitions(f"{name}_dataset_version", ["v1"])
         return definitions.resolve_job_def(f"{name}_sweep").execute_in_process(
             instance=instance, partition_key="v1", raise_on_error=False, run_config={"ops": {f"{name}_sweep_op": {"config": config}}}
