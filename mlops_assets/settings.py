@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -428,17 +428,32 @@ class _Yaml(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value that looks like a date or a number and is none is an error of its line: PyYAML lets Python's own errors out."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"the value cannot be read ({error})", node.start_mark) from None
+
+
+#: Values in one file, those behind an alias counted each time: ten lines of aliases can stand for more than any memory holds.
+MAX_YAML_VALUES: Final = 100_000
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping.
 
     Raises:
-        SettingsError: missing, not UTF-8, not YAML (with line and column), a key twice, or not a mapping.
+        SettingsError: missing, not UTF-8, not YAML (with line and column), a key twice, not a mapping, or more than a configuration can be.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Yaml)
     except FileNotFoundError:
         raise SettingsError(f"{path} does not exist. Copy it from the repository's configs/, or set MLOPS_CONFIGS.") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}). It must be a file that this user may read.") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is nested too deeply for a configuration. Remove the brackets.") from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     except yaml.YAMLError as error:
@@ -447,7 +462,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}. Mend that line.") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold a mapping of sections, it holds {type(content).__name__}.")
+    if problem := _unusable(content):
+        raise SettingsError(f"{path} {problem}")
     return content
+
+
+def _unusable(content: Any) -> str | None:
+    """What YAML can say and nothing can work with, or None."""
+    waiting, seen = [content], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > MAX_YAML_VALUES:
+            return f"stands for more than {MAX_YAML_VALUES} values by its aliases (*name). Write out what is meant."
+        if isinstance(value, str) and ("\x00" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+            return f"holds {value[:40]!a}, a character that no text has. Remove the escape."
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return None
 
 
 def load_config(kind: type[C], name: str, folder: Path, path: Path | None = None) -> C:

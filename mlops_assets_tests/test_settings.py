@@ -108,6 +108,16 @@ def test_the_systems_file_goes_over_the_base_section_by_section(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"seed: 1\nat: 2026-13-45", r"line 2, column 5 is not valid YAML: the value cannot be read \(month"),
+        (b"at: !!timestamp x", r"line 1, column 5 .* cannot be read"),
+        (b"seed: !!int x", r"line 1, column 7 .* cannot be read"),
+        (b"seed: " + b"1" * 5_000, r"line 1, column 7 .* cannot be read"),
+        (b"rate: !!float x", r"line 1, column 7 .* cannot be read"),
+        (b"a: " + b"[" * 5_000, "nested too deeply"),
+        (b"a: &a [*a]", "aliases"),
+        (b"x0: &x0 [1]\n" + b"".join(b"x%d: &x%d [%s]\n" % (n, n, b",".join([b"*x%d" % (n - 1)] * 9)) for n in range(1, 10)), "aliases"),
+        (b'name: "a\\ud800"', "no text has"),
+        (b'name: "a\\x00"', "no text has"),
         (b"project: [", r"line 1, column .* is not valid YAML"),
         ("이름: 값".encode("euc-kr"), "is not UTF-8"),
         (b"- a\n- b\n", "must hold a mapping"),
@@ -129,6 +139,8 @@ def test_a_bad_file_is_one_message_with_file_and_field(tmp_path, content, messag
 def test_a_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(SettingsError, match=r"Copy it from the repository's configs/"):
         read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_yaml(tmp_path)
 
 
 def test_merge_keeps_both_inputs(tmp_path):
