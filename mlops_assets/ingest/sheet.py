@@ -256,7 +256,7 @@ def _service_account(path: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["client_email"])
     except OSError as error:
         raise SheetError(f"the service account's file {path} cannot be read ({error.strerror}). {again}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise SheetError(f"{path} is not the JSON file of a service account. {again}") from None
 
 
@@ -335,6 +335,20 @@ def _errors(sheet: GoogleSheet, email: str) -> Iterator[None]:
         raise SheetError(
             f"{sheet.url} does not answer ({type(error).__name__}), also after {sheet.seconds:.0f} s of trying. "
             "/ 구글 시트에 연결할 수 없습니다."
+        ) from None
+    except (
+        gspread.exceptions.GSpreadException,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        # The library trusts the shape of every answer: a proxy, or another service at that address, has its own.
+        raise SheetError(
+            f"{sheet.url} answers, but not as the Sheets API does ({type(error).__name__}): nothing was read. Is MLOPS_SHEETS_URL right, "
+            "and no proxy in between? / 구글 시트의 응답이 아닙니다."
         ) from None
 
 

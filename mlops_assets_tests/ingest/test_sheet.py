@@ -205,6 +205,20 @@ def test_a_sheet_that_is_no_table_is_refused(sheets: Sheets, google: GoogleSheet
         read(google)
 
 
+def test_an_answer_of_another_shape_is_one_sentence(sheets: Sheets, google: GoogleSheet) -> None:
+    """A proxy, or another service at that address: the library would let out a KeyError."""
+    sheets.faults = [(200, {})]
+    with pytest.raises(SheetError, match=r"not as the Sheets API does \(KeyError\): nothing was read"):
+        read(google)
+    assert read(google).rows == ROWS
+
+
+def test_a_service_account_of_brackets_is_none(google: GoogleSheet) -> None:
+    google.credentials.write_text("[" * 100_000)
+    with pytest.raises(SheetError, match="is not the JSON file of a service account"):
+        read(google)
+
+
 # --- CSV ------------------------------------------------------------------------------------------------------------------------
 
 TEXT = '시도명,배출장소\r\n서울특별시,"집 앞\n골목, 오른쪽"\r\n\r\n대구광역시,=1+1\r\n'
