@@ -226,6 +226,8 @@ def test_any_line_is_a_comment_or_has_a_reason(content: bytes) -> None:
         {"id": -(2**63) - 1},
         {"text": "\ud83d"},
         {"source": "\ud83d"},
+        {"id": True},
+        {"id": 1.0},
     ],
 )
 def test_a_line_with_a_wrong_value_is_malformed(wrong: dict[str, Any]) -> None:

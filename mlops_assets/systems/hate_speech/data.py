@@ -153,7 +153,8 @@ def parse_comment(line: bytes, section: DatasetSection, held_out: frozenset[str]
     except (ValueError, RecursionError):
         found = None
     kinds = {"source": str, "id": int, "text": str, "labels": list, "deleted": bool}
-    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    # Exactly: in Python true is an integer, in a column it is none.
+    whole = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items())
     if not whole or not all(isinstance(label, str) for label in found["labels"]) or not _can_be_stored(found):
         return Rejected("malformed_row", lines.excerpt(line))
     problem = "unknown_label" if set(found["labels"]) - set(section.labels) else None
