@@ -29,6 +29,7 @@ from mlops_assets_tests.lifecycle import sweeps
 
 def job(settings, name="toy", **config):
     """The Dagster job `<name>_sweep` over v1; its result."""
+    ensure_key(settings)  # a sweep's outcome is a signed value
     platform, system = sweeps.platform_of(settings), sweeps.system_of(name)
     half = model_lifecycle(system, config_of(name), lambda: platform)
     definitions = dg.Definitions(
