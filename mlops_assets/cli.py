@@ -552,6 +552,10 @@ def scenario(
         raise Stop(1, message, document_printed=True)
 
 
+#: So long a landed version may wait for the sensor, which looks every ten seconds.
+SENSOR_SECONDS = 60.0
+
+
 def _version_asked(settings: Settings, system: str, version: str, folder_path: str) -> str:
     """The version that was named, or whose folder was; else the newest."""
     from sqlalchemy import text
@@ -599,7 +603,15 @@ def _versions(settings: Settings, system: str) -> list[str]:
 
 
 def _known_version(settings: Settings, system: str, version: str) -> None:
-    known = _versions(settings, system)
+    """Raises Stop for a version that there is not. One that has just landed is waited for until the sensor has seen it."""
+    import time
+
+    from mlops_assets.ingest.objects import prefix_of
+
+    known, deadline = _versions(settings, system), time.monotonic() + SENSOR_SECONDS
+    while version not in known and time.monotonic() < deadline and any(_platform(settings).store.list(prefix_of(system, version))):
+        time.sleep(1)
+        known = _versions(settings, system)
     if version not in known:
         have = f"there are {', '.join(known[:10])}" if known else "there is none yet"
         raise Stop(
