@@ -509,7 +509,9 @@ def _route(scope: Scope) -> str:
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(content, ensure_ascii=False), status, media_type="application/json", headers=headers)
+    # What a client sent may stand in what it is told: half of a surrogate pair, which JSON may hold, cannot be sent.
+    body = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(body, status, media_type="application/json", headers=headers)
 
 
 def _error(error: ApiError, state: dict[str, Any]) -> Response:

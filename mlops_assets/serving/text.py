@@ -179,7 +179,7 @@ class TextPredictor:
 
     def canonical_label(self, truth: Any) -> str | None:
         """`truth` (a label, or a list of several) as `label` says it; None: it is none of ours."""
-        given = truth if isinstance(truth, list) else str(truth).split(JOINT) if self.rule is not None else [truth]
+        given = truth.split(JOINT) if self.rule is not None and isinstance(truth, str) else truth if isinstance(truth, list) else [truth]
         if not given or any(label not in self.labels for label in given) or (self.rule is None and len(given) > 1):
             return None
         if self.rule is not None and len(given) > 1 and self.labels[self.rule.fallback] in given:

@@ -56,7 +56,7 @@ def odd_json(random: Random, depth: int = 3) -> Any:
         return [odd_json(random, depth - 1) for _ in range(random.randrange(4))]
     if kind == 1 and depth:
         return {odd_text(random): odd_json(random, depth - 1) for _ in range(random.randrange(4))}
-    return odd_text(random) if kind < 5 else random.choice(ODD_JSON)
+    return odd_text(random) + random.choice(("", "", "", "\ud800")) if kind < 5 else random.choice(ODD_JSON)
 
 
 def odd_bytes(random: Random) -> bytes:
@@ -425,13 +425,22 @@ def configuration(random: Random, shipped: str) -> bytes:
 # --- bodies of requests ---------------------------------------------------------------------------------------------------------
 
 
+def _nearly(random: Random, value: Any) -> Any:
+    """The value, in a list perhaps with others in place of its own; or another one. What is as deep here can be read, but not written."""
+    if isinstance(value, list) and random.random() < 0.6:
+        return [_nearly(random, one) for one in value]
+    if random.random() < 0.6:
+        return value
+    return json.loads("[" * 700 + "]" * 700) if random.random() < 0.1 else odd_json(random)
+
+
 def json_body(random: Random, usual: Any) -> bytes:
     """A body that is nearly `usual`."""
     content = usual
     if random.random() < 0.15:
         return nested(random)
     if isinstance(usual, dict) and random.random() < 0.8:
-        content = {name: odd_json(random) if random.random() < 0.4 else value for name, value in usual.items() if random.random() < 0.95}
+        content = {name: _nearly(random, value) for name, value in usual.items() if random.random() < 0.95}
         if random.random() < 0.2:
             content[odd_text(random)] = odd_json(random)
     elif random.random() < 0.5:

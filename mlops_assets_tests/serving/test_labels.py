@@ -90,6 +90,16 @@ def test_a_truth_is_a_label_or_a_list_of_them(predictor: TextPredictor, truth: A
     assert predictor.canonical_label(truth) == said
 
 
+def test_a_truth_of_brackets_is_none_of_ours(predictor: TextPredictor) -> None:
+    """Deeper than Python writes: it was turned into text to be compared."""
+    deep: Any = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    assert predictor.canonical_label(deep) is None and predictor.canonical_label([deep]) is None and predictor.canonical_label(1) is None
+    while deep:  # freed from the inside, one at a time
+        deep = deep["a"]
+
+
 def test_a_text_with_one_label_takes_no_list_of_two(tmp_path: Path) -> None:
     plain = load_text_predictor(make_bundle(tmp_path), 1)
     assert plain.canonical_label("긍정") == "긍정" and plain.canonical_label(["긍정"]) == "긍정"

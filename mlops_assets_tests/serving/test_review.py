@@ -107,6 +107,13 @@ def test_bad_answers_are_refused_and_nothing_is_stored(server: Running, engine: 
         assert connection.execute(text("SELECT count(*) FROM comment_label")).scalar_one() == 0
 
 
+def test_half_a_character_is_no_label_and_can_be_spoken_of(server: Running) -> None:
+    task = ask(server).json()["task"]
+    body = b'{"labels": ["\\ud800"], "reviewer": "\xea\xb0\x80"}'
+    refused = server.client.post(f"/review/sentiment/{task}", content=body, headers=headers())
+    assert (refused.status_code, refused.json()["code"]) == (400, "wrong_labels"), refused.text
+
+
 @pytest.mark.parametrize("task", ["999", "abc", "-1", "9" * 40])
 def test_unknown_questions(server: Running, task: str) -> None:
     assert say(server, task, {"labels": ["긍정"], "reviewer": "가"}).json()["code"] == "unknown_task"
