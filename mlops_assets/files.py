@@ -37,6 +37,16 @@ def is_lfs_pointer(start: bytes) -> bool:
     return _POINTER.match(start[:MAX_POINTER_BYTES]) is not None
 
 
+#: Of one index: a value of two bytes in JSON takes a hundred in memory, and an item that is none still becomes a row.
+MAX_INDEX_VALUES: Final = 4_000_000
+
+
+def too_many_values(data: bytes) -> str | None:
+    """Why an index (JSON, lines of it, CSV) would take far more memory than its size says; None: it would not."""
+    values = sum(map(data.count, (b",", b"{", b"[", b"\n")))
+    return f"about {values} values, the limit is {MAX_INDEX_VALUES}: split it into several" if values > MAX_INDEX_VALUES else None
+
+
 def normal_path(given: str) -> str | None:
     """A path as one writes it: slashes, composed Hangul, no `.` and no doubled slash. None: it leads out of the data set.
 

@@ -234,7 +234,7 @@ def label_index(random: Random) -> bytes:
 
 def idx(random: Random, dimensions: int) -> bytes:
     """A file of MNIST's form, whole, damaged, of other dimensions, promising far more than it holds, or unpacking to far more."""
-    count, side = random.randrange(6), random.choice((28, 28, 28, 20, 0))
+    count, side = random.choice((3, 3, 3, 3, 0, 1, 5)), random.choice((28, 28, 28, 28, 28, 28, 20, 0))
     shape = [count, side, side][:dimensions]
     content = random.randbytes(int(np.prod(shape))) if dimensions > 1 else bytes(random.randrange(12) for _ in range(count))
     kind = random.randrange(8)

@@ -178,7 +178,8 @@ def land_all(
     for kind, (path, generator) in kinds.items():
         for number, content in enumerate(inputs(kind, generator, count)):
             files[path.format(number, picture=made.picture_path(Random(f"{kind} {number}")))] = (kind, content)
-    names = sorted(files, key=lambda name: Random(name).random())
+    # In any order, but what lies in one folder together: files of IDX are pairs.
+    names = sorted(files, key=lambda name: (Random(name.rpartition("/")[0]).random(), Random(name).random()))
     for start in range(0, len(names), MOST_FILES):
         some = {name: files[name][1] for name in names[start : start + MOST_FILES]}
         found = landings.through(system, {**base, **some}, clean)

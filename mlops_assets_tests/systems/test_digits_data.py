@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine, text
 
-from mlops_assets import strokes
+from mlops_assets import files, strokes
 from mlops_assets.ingest import objects
 from mlops_assets.lifecycle import dataset, forget
 from mlops_assets.lifecycle.dataset import NothingLeft
@@ -161,6 +161,23 @@ def test_bad_idx_is_refused_with_a_code(content: bytes, code: str) -> None:
     with pytest.raises(idx.BadIdx) as refused:
         idx.read([content], 3)
     assert refused.value.code == code
+
+
+def test_what_would_unpack_to_gigabytes_is_known_by_its_header(version, clean) -> None:
+    """Nothing of it is unpacked: a megabyte of zeros in gzip is a gigabyte of labels."""
+    labels = bytes((0, 0, 8, 1)) + struct.pack(">I", 10**9)
+    wide = bytes((0, 0, 8, 3)) + struct.pack(">III", 1, 30_000, 30_000)
+    many = b"image,label\n" + b"\n" * (files.MAX_INDEX_VALUES + 1)
+    bombs = {
+        f"labels/{IMAGES}.gz": (gzip.compress(idx_bytes(pixels(1))), "no_labels"),
+        f"labels/{LABELS}.gz": (gzip.compress(labels), "too_large_idx"),
+        f"wide/{IMAGES}.gz": (gzip.compress(wide), "not_28"),
+        f"wide/{LABELS}.gz": (gzip.compress(idx_bytes(np.zeros(1))), "no_images"),
+        "many/dataset.csv": (many, "too_large_index"),
+        "many/labels.jsonl": (b"\n" * len(many), "too_large_index"),
+    }
+    done = clean(version("v1", {**mnist(), **{name: content for name, (content, _) in bombs.items()}}))
+    assert done.refused_files == {name: code for name, (_, code) in bombs.items()}
 
 
 # --- every rule -----------------------------------------------------------------------------------------------------------------

@@ -284,6 +284,7 @@ def test_hostile_items_are_refused_one_by_one(version, clean, rows, engine: Engi
         (b'{"annotation": []}', "wrong_shape"),
         (b'{"annotation": {"data": {"FilePath": "x"}}}', "wrong_shape"),
         (index([]), "wrong_shape"),
+        pytest.param(b'{"annotation": {"data": [' + b"0," * 4_000_000 + b"0]}}", "too_large_index", id="more values than memory"),
     ],
 )
 def test_a_bad_index_is_turned_away_and_the_others_go_on(version, clean, engine: Engine, content: bytes, code: str) -> None:

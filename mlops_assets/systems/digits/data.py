@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, formats, images, strokes, unambiguous
-from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer
+from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, too_many_values
 from mlops_assets.images import BadImage, Limits
 from mlops_assets.ingest import accounts
 from mlops_assets.ingest.accounts import Account
@@ -292,10 +292,9 @@ def _read_idx(store: ObjectStore, entry: Entry, dimensions: int) -> np.ndarray:
         raise idx.BadIdx("empty_file", "0 bytes")
     if entry.size > idx.MAX_BYTES:
         raise idx.BadIdx("too_large_idx", f"{entry.size} bytes, the limit is {idx.MAX_BYTES}")
-    found = idx.read(dataset.open_entry(store, entry), dimensions)
-    if dimensions == 3 and found.shape[1:] != (strokes.SIDE, strokes.SIDE):
-        raise idx.BadIdx("not_28", f"{found.shape[1]} x {found.shape[2]}")
-    return found
+    if dimensions == 1:  # no more labels than there can be pictures
+        return idx.read(dataset.open_entry(store, entry), 1, max_bytes=idx.MAX_BYTES // strokes.SIDE**2)
+    return idx.read(dataset.open_entry(store, entry), dimensions, side=strokes.SIDE)
 
 
 def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rejected:
@@ -305,6 +304,8 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[tuple[int, Any]] | Rej
     if entry.size > MAX_INDEX_BYTES:
         return Rejected("too_large_index", f"{entry.size} bytes, the limit is {MAX_INDEX_BYTES}")
     data = b"".join(dataset.open_entry(store, entry))
+    if problem := too_many_values(data):
+        return Rejected("too_large_index", problem)
     if is_lfs_pointer(data):
         return Rejected(LFS_POINTER, data[:EXCERPT].decode("utf-8", "replace"))
     try:

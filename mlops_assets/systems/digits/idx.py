@@ -27,15 +27,18 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 class BadIdx(ValueError):
-    """A file that is refused. `code` is stable: not_idx, lfs_pointer, truncated_idx or too_large_idx."""
+    """A file that is refused. `code` is stable: not_idx, lfs_pointer, truncated_idx, too_large_idx or not_28."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-def read(chunks: Iterable[bytes], dimensions: int, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """uint8 array with as many `dimensions` as the header must promise.
+def read(chunks: Iterable[bytes], dimensions: int, *, side: int | None = None, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """uint8 array with as many `dimensions` as the header must promise. What it may not promise is never unpacked.
+
+    Args:
+        side: of pictures: of each.
 
     Raises:
         BadIdx
@@ -56,6 +59,8 @@ def read(chunks: Iterable[bytes], dimensions: int, *, max_bytes: int = MAX_BYTES
             raise BadIdx("truncated_idx", "ends within its header")
         shape = struct.unpack(f">{dimensions}I", header)
         size = int(np.prod(shape, dtype=np.float64))
+        if side is not None and shape[1:] != (side,) * (dimensions - 1):
+            raise BadIdx("not_28", " x ".join(map(str, shape[1:])))
         if size > max_bytes:
             raise BadIdx("too_large_idx", f"promises {size} bytes, the limit is {max_bytes}")
         content = stream.read(size + 1)  # one more: a bomb behind the promised bytes is seen, not unpacked

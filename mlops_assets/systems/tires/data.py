@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlops_assets import crash, images, unambiguous
-from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path
+from mlops_assets.files import LFS_POINTER, LFS_REASON, PATH_REASONS, Paths, is_lfs_pointer, normal_path, too_many_values
 from mlops_assets.formats import OTHER_SUFFIXES, SUFFIXES
 from mlops_assets.ingest import accounts, examples
 from mlops_assets.ingest.accounts import Account
@@ -252,6 +252,8 @@ def _read_index(store: ObjectStore, entry: Entry) -> list[Any] | Rejected:
     if entry.size > MAX_INDEX_BYTES:
         return Rejected("too_large_index", f"{entry.size} bytes, the limit is {MAX_INDEX_BYTES}")
     data = b"".join(dataset.open_entry(store, entry))
+    if problem := too_many_values(data):
+        return Rejected("too_large_index", problem)
     if is_lfs_pointer(data):
         return Rejected(LFS_POINTER, data[:EXCERPT].decode("utf-8", "replace"))
     try:
