@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -818,6 +819,8 @@ def trace(
     """From an answer to the bytes that trained its model, each of them read. Exit code 1 when a link of the chain does not hold."""
     from mlops_assets.lifecycle.trace import trace as trace_answer
 
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", request_id):
+        raise Stop(2, f"{request_id[:100]!r} is no request id: it stands in every answer, as `request_id` and in the header X-Request-ID")
     settings = load_settings()
     platform = _platform(settings)
     with platform.engine.connect() as connection:

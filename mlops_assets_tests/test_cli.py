@@ -131,6 +131,8 @@ REVIEWS = ("train", "sentiment", "--dataset-version", "v1")
         (("predict", "sentiment", "x", "--version", "0"), '"0" for --version'),
         (("ingest", "comments", "nope"), "unknown system 'nope': choose one of sentiment"),
         (("data", "pull", "nope"), "no official source is known for 'nope': choose from"),
+        (("trace", ""), "'' is no request id"),
+        (("trace", "정말 재미있었어요"), "is no request id"),
         (("up", "--data", "none"), "none is not a folder"),
     ],
 )

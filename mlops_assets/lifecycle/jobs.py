@@ -20,6 +20,7 @@ from mlops_assets.lifecycle.assets import (
     form,
     key_of,
     refusal,
+    sections_of,
     sweep_event,
 )
 from mlops_assets.lifecycle.report import label, way
@@ -152,16 +153,17 @@ def _sweep_job(system: ModelSystem, config: SystemConfig, open_platform: Callabl
 
         given = config.model_dump()
         platform, version = open_platform(), context.partition_key
+        asked = sections_of(context, platform.engine, given_config)
         planned = sweep.plan(
             system,
-            given_config,
+            asked,
             dataset_version=version,
             metric=given.pop("metric").value,
             learning_rate=(given.pop("learning_rate_low"), given.pop("learning_rate_high")),
             **{key: given.pop(key) for key in ("trials", "model_types", "minutes", "prune", "seed")},
             overrides=given,
         )
-        swept = sweep.run(platform, system, given_config, planned, run_id=context.run_id, say=context.log.info)
+        swept = sweep.run(platform, system, asked, planned, run_id=context.run_id, say=context.log.info)
         value = {"metric": planned.metric, "study": swept.study, "trials": swept.rows, "best": swept.best, "command": swept.command}
         key, signer = key_of(name, "", "sweep").to_user_string(), load_signer(platform.settings)
         with platform.engine.begin() as connection:

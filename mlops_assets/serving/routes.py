@@ -257,18 +257,18 @@ class Routes:
     async def review_next(self, system: str, request: Request) -> Response:
         """Taking a question leases it: that is a write."""
         self._authorize(request)
-        review = self._review(system)
+        review = await self._review(system)
         reviewer = request.query_params.get("reviewer")
         return _json(await self._ask(review.take, reviewer), headers={"Cache-Control": "no-store"})
 
     async def review_answer(self, system: str, task: str, request: Request) -> Response:
         self._authorize(request)
-        review = self._review(system)
+        review = await self._review(system)
         content = bodies.object_of(await bodies.read(request, MAX_FEEDBACK_BYTES), REVIEW_FIX)
         return _json(await self._ask(review.answer, task, content), 201)
 
     async def review_stats(self, system: str) -> Response:
-        return _json(await self._ask(self._review(system).stats))
+        return _json(await self._ask((await self._review(system)).stats))
 
     async def otp_confirmation(self, request: Request) -> Response:
         content = bodies.object_of(await bodies.read(request, MAX_BODY_BYTES), CONFIRM_FIX, "session")
@@ -287,11 +287,11 @@ class Routes:
         signed = (request.headers.get(name) or "" for name in ("x-otp-time", "x-otp-mac"))
         return _json(await self._ask(self.server.otp.forget, user, *signed))
 
-    def _review(self, system: str) -> Review:
+    async def _review(self, system: str) -> Review:
         self.require_known(system)
         host = self.server.follower.host(system)
         if host is None or host.current is None:
-            raise errors.nothing_served(system, self.server.channel, self.server.follower.has_looked(), None)
+            raise await self._nothing_served(system)
         return Review(self.server.engine, system, host.current.predictor.labels, self.server.settings.configs)
 
     async def _ask(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
@@ -323,8 +323,8 @@ class Routes:
         looked = self.server.follower.has_looked()
         return _json(self.server.follower.describe() | {"ready": looked, "serving": serving}, 200 if looked else 503)
 
-    def review_page(self, system: str) -> str:
-        review = self._review(system)
+    async def review_page(self, system: str) -> str:
+        review = await self._review(system)
         data = {"system": system, "labels": review.choices, "exclusive": list(review.section.exclusive)}
         return _page("review.html", data)
 
@@ -399,7 +399,7 @@ def build(server: Server) -> FastAPI:
 
     @app.get("/review/{system}", response_class=HTMLResponse)
     async def review_page(system: str) -> HTMLResponse:
-        return HTMLResponse(routes.review_page(system), headers=PAGE_HEADERS)
+        return HTMLResponse(await routes.review_page(system), headers=PAGE_HEADERS)
 
     @app.get("/otp", response_class=HTMLResponse)
     async def one_time_code(request: Request) -> HTMLResponse:
