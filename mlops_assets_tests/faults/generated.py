@@ -104,7 +104,7 @@ def nested(random: Random) -> bytes:
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "I;16", "I;16B", "La", "RGBa", "RGBX")
 FORMATS = (
     "PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "ICO", "TGA", "MPO", "DIB", "PCX", "SGI", "IM", "DDS",
-)  # not AVIF: Pillow 12 dies while it writes some
+)  # not AVIF: Pillow 13 dies while it writes some
 SUFFIXES = (".jpg", ".JPG", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".jp2", ".heic", ".txt", "", ".jpg.tmp")
 
 
