@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
-from mlops_assets.settings import Settings, SettingsError, load_settings
+from mlops_assets.settings import Settings, SettingsError, load_settings, shown
 
 if TYPE_CHECKING:
     from mlops_assets.lifecycle.pipeline import Platform
@@ -109,6 +109,7 @@ def _readable() -> tuple[type[Exception], ...]:
 
 
 def _end(code: int, message: str, as_json: bool) -> NoReturn:
+    message = shown(message)
     if as_json:
         print(json.dumps({"ok": code == 0, "refused": code == 1, "message": message}, ensure_ascii=False))
     print(message, file=sys.stderr)

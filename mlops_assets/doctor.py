@@ -14,15 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, read_yaml
+from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, read_yaml, shown
 
 State = Literal["ok", "warn", "fail"]
 
 _GIB = 1024**3
 _STORE_SECONDS = 10.0
+_SPARK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def examine(settings: Settings) -> Iterator[Line]:
     """All checks, each in its own net: one that breaks is a failed line, never the end of the others."""
     for name, check in _CHECKS:
         try:
-            yield from check(settings)
+            for line in check(settings):
+                yield replace(line, found=shown(line.found), fix=shown(line.fix))
         except Exception as error:
-            yield Line(name, "fail", f"{type(error).__name__}: {error}", "mend what this says, then run `mlops doctor` again")
+            yield Line(name, "fail", shown(f"{type(error).__name__}: {error}"), "mend what this says, then run `mlops doctor` again")
 
 
 def _python(_: Settings) -> Iterator[Line]:
@@ -320,13 +322,28 @@ def _spark(settings: Settings) -> Iterator[Line]:
     from mlops_assets.resources.spark import SparkEngine
 
     begun = time.monotonic()
-    with SparkEngine(remote=settings.spark_remote).session() as spark:
-        rows = spark.range(3).count()
+    counted: list[int | Exception] = []
+
+    def probe() -> None:
+        try:
+            with SparkEngine(remote=settings.spark_remote).session() as spark:
+                counted.append(spark.range(3).count())
+        except Exception as error:  # what an engine raises differs by engine; all of it is this line
+            counted.append(error)
+
+    thread = threading.Thread(target=probe, daemon=True)  # Spark Connect asks a server that is away again for ten minutes
+    thread.start()
+    thread.join(_SPARK_SECONDS)
     where = settings.spark_remote or "embedded (Sail)"
-    if rows == 3:
+    fix = "set MLOPS_SPARK_REMOTE to another engine, or start that one"
+    if not counted:
+        yield Line("spark", "fail", f"{where} does not answer within {_SPARK_SECONDS:.0f} s", fix)
+    elif isinstance(counted[0], Exception):
+        yield Line("spark", "fail", f"{where}: {(str(counted[0]).strip() or type(counted[0]).__name__).splitlines()[0][:300]}", fix)
+    elif counted[0] == 3:
         yield Line("spark", "ok", f"{where} answers ({time.monotonic() - begun:.1f} s)")
     else:
-        yield Line("spark", "fail", f"{where} counts {rows} instead of 3 rows", "set MLOPS_SPARK_REMOTE to another engine")
+        yield Line("spark", "fail", f"{where} counts {counted[0]} instead of 3 rows", fix)
 
 
 def _font(_: Settings) -> Iterator[Line]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cache
@@ -142,7 +143,7 @@ class Settings(BaseSettings):
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("file:///", "s3://")):
-            raise ValueError(f"must begin with file:/// or s3://, got {value!r}")
+            raise ValueError(f"must begin with file:/// or s3://, got {shown(value)!r}")
         return value
 
     @classmethod
@@ -204,6 +205,15 @@ class Settings(BaseSettings):
 def variable(name: str) -> str:
     """A variable that a CI job hands to a program of ours; "" when it is not set. Settings are fields of `Settings`, not this."""
     return os.environ.get(name, "")
+
+
+_PASSWORD = re.compile(r"(://[^/@\s:]*):[^/\s]*@")
+_TOKEN = re.compile(r"([?&;][\w-]*(?:token|password|passwd|secret|key|signature)[\w-]*=)[^&;\s]+", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """A URL, or a message that quotes URLs, for people, logs and metadata: without the passwords and tokens in them."""
+    return _TOKEN.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def library_defaults() -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.settings import shown
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -69,7 +71,7 @@ class Tracking:
             run_id = self._run_id(experiment, name, {"dagster_run_id": dagster_run_id, "variant": "", **tags, **nested}, known_by)
             return TrackedRun(self.client, run_id, uri=self.uri)
         except Exception as error:  # any failure of the tracking server must not stop a training
-            logger.warning("MLflow at %s is not reachable, this run is not tracked: %s", self.uri, error)
+            logger.warning("MLflow at %s is not reachable, this run is not tracked: %s", shown(self.uri), shown(str(error)))
             return TrackedRun(None, None)
 
     def _run_id(self, experiment: str, name: str, tags: Mapping[str, str], known_by: Sequence[str]) -> str:
@@ -118,7 +120,7 @@ class TrackedRun:
             experiment = self.client.get_run(self.run_id).info.experiment_id
         except Exception:  # only a link
             return None
-        return f"{self.uri}/#/experiments/{experiment}/runs/{self.run_id}"
+        return f"{shown(self.uri or '')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if self.client is None:
@@ -171,6 +173,6 @@ class TrackedRun:
             getattr(self.client, method)(*arguments, **named)
         except Exception as error:  # see the class: tracking never stops a training
             self._away_until = time.monotonic() + self.AWAY_SECONDS
-            logger.warning("MLflow %s failed: %s", method, error)
+            logger.warning("MLflow %s failed: %s", method, shown(str(error)))
             return False
         return True

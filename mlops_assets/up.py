@@ -29,7 +29,7 @@ from mlops_assets import otp
 from mlops_assets.dagster_api import DIRECT, graphql, is_run_worker
 from mlops_assets.guard import listed
 from mlops_assets.resources.embedded import EmbeddedPostgres, EmbeddedProblem, postmaster, prepare
-from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment
+from mlops_assets.settings import REPOSITORY, SERVICES_FILE, Settings, SettingsError, load_settings, process_environment, shown
 from mlops_assets.store import ObjectStore
 from mlops_assets.supervise import MARK, Guard, Patience, Service, Supervisor, free_port, marked, sweep
 
@@ -244,7 +244,7 @@ class Platform:
         self._chosen = chosen
         self.links = {
             "Dagster": chosen["dagster_url"],
-            "MLflow": chosen["mlflow_tracking_uri"],
+            "MLflow": shown(chosen["mlflow_tracking_uri"]),
             "Model API": chosen["serve_url"],
             "Staging": chosen["staging_url"],
             "Dashboard": f"http://{host}:{chosen['dashboard_port']}",

@@ -15,7 +15,7 @@ import httpx
 import streamlit as st
 
 from mlops_assets import dagster_api
-from mlops_assets.settings import Settings, SettingsError, load_settings
+from mlops_assets.settings import Settings, SettingsError, load_settings, shown
 from mlops_assets.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _links(settings: Settings) -> None:
     pages = {"Dagster": settings.dagster_url, "MLflow": settings.mlflow_tracking_uri, "Model API": settings.serve_url}
     for name, url in pages.items():
         if url:
-            st.sidebar.markdown(f"[{name}]({url})")
+            st.sidebar.markdown(f"[{name}]({shown(url)})")
 
 
 def champion(connection: Connection, system: str, public_keys: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets import crash
-from mlops_assets.settings import canonical
+from mlops_assets.settings import canonical, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -111,9 +111,10 @@ def _deliver_next(connection: Connection, topic: str, receive: Receiver) -> bool
         try:
             receive(row.payload)
         except Exception as error:  # the outside may fail in any way; the row stays and says how
-            logger.warning("outbox %s (%s) not delivered: %s", row.id, topic, error)
+            said = shown(str(error))[:2000]
+            logger.warning("outbox %s (%s) not delivered: %s", row.id, topic, said)
             sql = text("UPDATE outbox SET tries = tries + 1, error = :error WHERE id = :id")
-            connection.execute(sql, {"id": row.id, "error": str(error)[:2000]})
+            connection.execute(sql, {"id": row.id, "error": said})
             return False
         crash.reach("mirror.before_delivered")
         connection.execute(text("UPDATE outbox SET delivered_at = now(), error = NULL WHERE id = :id"), {"id": row.id})

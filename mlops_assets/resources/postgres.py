@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-import dagster as dg
-
-from mlops_assets.settings import Settings, SettingsError
+from mlops_assets.resources.plain import PlainResource
+from mlops_assets.settings import SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -23,14 +22,8 @@ def _look_at_pooler(url: str) -> None:
     database.refuse_transaction_pooling(url, "database_url")
 
 
-class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
-    """One database. An empty `url` is an error when it is used, not when the definitions load."""
-
-    url: str
-
-    @classmethod
-    def of(cls, settings: Settings) -> PostgresResource:
-        return cls(url=settings.database_url or "")
+class PostgresResource(PlainResource):
+    """The database of the ledgers. No address is an error when it is used, not when the definitions load."""
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
@@ -41,10 +34,10 @@ class PostgresResource(dg.ConfigurableResource["PostgresResource"]):
         """
         from mlops_assets import database
 
-        if not self.url:
+        if not self.settings.database_url:
             raise SettingsError("database_url is not set: start the platform with `mlops up`, or set MLOPS_DATABASE_URL")
-        _look_at_pooler(self.url)
-        engine = database.connect(self.url, pool_size=2)
+        _look_at_pooler(self.settings.database_url)
+        engine = database.connect(self.settings.database_url, pool_size=2)
         try:
             yield engine
         finally:

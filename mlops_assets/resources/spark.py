@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mlops_assets.settings import Settings
+from mlops_assets.resources.plain import PlainResource
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -73,14 +73,8 @@ def _options(config: dict[str, str]) -> dict[str, str]:
     return {**config, "spark.sql.session.timeZone": "UTC"}
 
 
-class SparkResource(dg.ConfigurableResource["SparkResource"]):
+class SparkResource(PlainResource):
     """Spark for cleaning. Loading the definitions imports neither pyspark nor Sail."""
 
-    remote: str = ""
-
-    @classmethod
-    def of(cls, settings: Settings) -> SparkResource:
-        return cls(remote=settings.spark_remote or "")
-
     def engine(self) -> SparkEngine:
-        return SparkEngine(self.remote or None)
+        return SparkEngine(self.settings.spark_remote or None)

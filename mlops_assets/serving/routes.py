@@ -36,6 +36,7 @@ from mlops_assets.serving.otp import CONFIRM_FIX, MAX_BODY_BYTES, MAX_CALL_BYTES
 from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
 from mlops_assets.serving.text import BadInput
+from mlops_assets.settings import shown
 from mlops_assets.strokes import MOST_DIGITS
 
 if TYPE_CHECKING:
@@ -335,8 +336,8 @@ class Routes:
             "Champion": self.server.settings.serve_url,
             "Staging": self.server.settings.staging_url,
         }
-        shown = {name: url for name, url in links.items() if url and url.startswith("http")}
-        return _page("index.html", {"channel": self.server.channel, "links": shown})
+        known = {name: shown(url) for name, url in links.items() if url and url.startswith("http")}
+        return _page("index.html", {"channel": self.server.channel, "links": known})
 
 
 def _first_line(error: Exception) -> str:
