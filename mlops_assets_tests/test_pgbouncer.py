@@ -265,10 +265,13 @@ def test_up_does_not_start_through_it(session: Bouncer, transaction: Bouncer, tm
 
 
 def test_dagsters_code_says_it_at_every_tick(session: Bouncer, transaction: Bouncer) -> None:
-    with PostgresResource(url=session.url()).engine() as engine, engine.connect() as connection:
+    with PostgresResource.of(load_settings(database_url=session.url())).engine() as engine, engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     for _ in range(2):
-        with pytest.raises(SettingsError, match="pool_mode = session"), PostgresResource(url=transaction.url()).engine():
+        with (
+            pytest.raises(SettingsError, match="pool_mode = session"),
+            PostgresResource.of(load_settings(database_url=transaction.url())).engine(),
+        ):
             pass
 
 
