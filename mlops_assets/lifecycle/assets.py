@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 #: Pictures of one event together; more goes into the store and is linked.
 EVENT_PICTURE_BYTES = 48 * 1024
 TRAINING_POOL = "training"
-WORST_FIRST = ("refused", "registered", "promoted")
+#: What a run says of several models: a refusal, which made it red; else that one was promoted.
+TOLD_FIRST = ("refused", "promoted", "registered")
 #: A tag of a run is no place for more.
 WHY_LENGTH = 300
 #: In the metadata of a step's failure: it is a refusal. The run's tag alone does not tell which of several steps was refused.
@@ -420,7 +421,7 @@ def form(system: ModelSystem, name: str, parameters: Iterable[str], **first: Any
 def mark(context: Any, outcome: str, why: str, variant: str = "") -> None:
     """Tag the run, so that lists and alerts tell a refusal from a breakdown, and say why.
 
-    Of several models each has its own tags. The run's own are those of the worst outcome, and name every model that came to it.
+    Of several models each has its own tags. The run's own say the first of TOLD_FIRST that one came to, and name every model that did.
     """
     instance, run_id, why = context.instance, context.run.run_id, why[:WHY_LENGTH]
     if not variant:
@@ -429,9 +430,9 @@ def mark(context: Any, outcome: str, why: str, variant: str = "") -> None:
     mine = {f"{OUTCOME}.{variant}": outcome, f"{WHY}.{variant}": why}
     tags = {**instance.get_run_by_id(run_id).tags, **mine}
     outcomes = {name.removeprefix(f"{OUTCOME}."): value for name, value in tags.items() if name.startswith(f"{OUTCOME}.")}
-    worst = next(value for value in WORST_FIRST if value in outcomes.values())
-    sentences = [f"{name}: {tags[f'{WHY}.{name}']}" for name, value in outcomes.items() if value == worst]
-    instance.add_run_tags(run_id, {**mine, OUTCOME: worst, WHY: "; ".join(sentences)[: 3 * WHY_LENGTH]})
+    told = next(value for value in TOLD_FIRST if value in outcomes.values())
+    sentences = [f"{name}: {tags[f'{WHY}.{name}']}" for name, value in outcomes.items() if value == told]
+    instance.add_run_tags(run_id, {**mine, OUTCOME: told, WHY: "; ".join(sentences)[: 3 * WHY_LENGTH]})
 
 
 def refusal(context: Any, sentence: str, metadata: Mapping[str, Any] | None = None, variant: str = "") -> dg.Failure:

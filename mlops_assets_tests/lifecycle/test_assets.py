@@ -317,6 +317,12 @@ def test_a_run_of_several_models_keeps_what_came_of_each_and_why(world, platform
     assert tags["mlops/why"] == "weak: F1 0.500 < 0.800; weaker: F1 0.400 < 0.800"
 
 
+def test_a_run_of_which_no_model_was_refused_says_that_one_was_promoted(world, platform, instance):
+    runs = Runs(world, platform, instance, {"v1": None}, with_scenario(), {"best": 0.9, "good": 0.85})
+    tags = instance.get_run_by_id(runs.job("v1").run_id).tags
+    assert (tags["mlops/outcome"], tags["mlops/outcome.good"]) == ("promoted", "registered") and tags["mlops/why"].startswith("best: ")
+
+
 def test_a_run_says_why_in_its_tags(world, platform, instance):
     runs = Runs(world, platform, instance, {"good": 0.9, "worse": 0.86, "bad": 0.5})
     why = {version: instance.get_run_by_id(runs.job(version).run_id).tags["mlops/why"] for version in ("good", "worse", "bad")}
