@@ -30,6 +30,7 @@ from mlops_assets.tracking import Tracking
 from mlops_assets_tests.conftest import wait_for
 from mlops_assets_tests.factories import GOOD, World, config_of
 from mlops_assets_tests.faults import web_attacks as attack
+from mlops_assets_tests.faults.graphql_search import Schema
 from mlops_assets_tests.faults.services import PATHS
 from mlops_assets_tests.running_platform import Running
 
@@ -425,6 +426,42 @@ def test_b12_links_in_the_landing_zone_are_not_followed(ours: Running, tmp_path:
     assert store_of(ours).stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in frozen.rglob("*") if path.is_file()} == {0o600}
     assert "attacked-links" not in {version for version, row in verdicts(ours).items() if row["at"]}
+
+
+def test_b13_no_secret_is_told_by_dagster_processes_or_logs(ours: Running) -> None:
+    """Control: test_secrets.py::test_graphql_tells_no_secret, where a resource with its address as config is found by the same search."""
+    known = ours.known
+    secrets = {name: known[name] for name in ("database_url", "dagster_database_url", "mlflow_database_url", "otp_secret")}
+    secrets |= {name: ours.environment[f"MLOPS_{name.upper()}"] for name in ("comments_url", "api_token")}
+
+    def leaks(told: str) -> list[str]:
+        return [name for name, secret in secrets.items() if secret in told]
+
+    where = f'repositoryName: "__repository__", repositoryLocationName: "{LOCATION}"'
+    jobs = [f'{{ {where}, pipelineName: "{job}" }}' for job in ("sentiment_rollback", "sentiment_pipeline", "hate_speech_cut")]
+    run = sorted(runs(ours))[0]
+    samples = {
+        "repositorySelector": [f"{{ {where} }}"],
+        "resourceSelector": [f'{{ {where}, resourceName: "{name}" }}' for name in ("postgres", "store", "spark")],
+        **dict.fromkeys(("params", "selector", "pipeline"), jobs),
+        "mode": ['"default"'],
+        "runId": [f'"{run}"'],
+        "afterCursor": ["null"],
+        **dict.fromkeys(("name", "locationName"), [f'"{LOCATION}"']),
+        "assetKey": [f'{{ path: ["{SYSTEM}", "champion"] }}'],
+        "assetKeys": [f'[{{ path: ["{SYSTEM}", "champion"] }}]'],
+        "limit": ["10"],
+    }
+    told: dict[str, str] = {}
+    for depth in (1, 3):
+        for field, answer in Schema(known["dagster_url"], samples).everything(depth):
+            told[field] = told.get(field, "") + answer
+    assert {field: leaks(answer) for field, answer in told.items() if leaks(answer)} == {}
+    assert len(told) > 30 and run in "".join(told.values()) and '"postgres"' in told["allTopLevelResourceDetailsOrError"]
+    lines = [" ".join(psutil.Process(pid).cmdline()) for pid in ours.everything() if psutil.pid_exists(pid)]
+    assert len(lines) > 8 and not leaks("\n".join(lines))
+    for log in (ours.home / "logs").iterdir():
+        assert not leaks(log.read_text(errors="replace")), log
 
 
 def test_b14_clients_that_never_end_keep_nobody_out(ours: Running) -> None:
