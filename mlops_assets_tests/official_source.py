@@ -52,3 +52,4 @@ def running(folder: Path) -> Iterator[Path]:
         yield folder / "configs"
     finally:
         server.shutdown()
+        server.server_close()

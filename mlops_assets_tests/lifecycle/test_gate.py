@@ -60,6 +60,60 @@ def test_bad_evidence_is_refused(code, report):
     assert (verdict.outcome, verdict.code) == ("refused", code)
 
 
+@pytest.mark.parametrize(
+    ("age", "outcome"),
+    [
+        (timedelta(days=7), "promoted"),
+        (timedelta(days=7, microseconds=1), "refused"),
+        (timedelta(minutes=-5), "promoted"),
+        (timedelta(minutes=-5, microseconds=-1), "refused"),
+    ],
+)
+def test_a_report_is_as_old_as_is_allowed_and_a_clock_that_goes_wrong_by_five_minutes_is_none(age, outcome):
+    assert decide(replace(REPORT, created_at=NOW - age), None, POLICY, SUBJECT).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"attempt_id": 6}, f"the report is of attempt 6 (bundle {'b' * 12}), not of 7 (bundle {'b' * 12})"),
+        ({"manifest_sha256": "x" * 64}, f"the report is of the manifest {'x' * 12}, not {'m' * 12}"),
+        ({"created_at": NOW - timedelta(days=8)}, "the report is 192 h old, the limit is 168 h"),
+        ({"metrics": {"accuracy": 0.9, "loss": 0.1}}, "F1 is missing from the report, which has accuracy, loss"),
+        ({"metrics": {"f1": math.nan}}, "F1 is nan, not a number"),
+        ({"directions": {}}, "nobody says whether more or less F1 is better: toy must declare it; known are none"),
+    ],
+)
+def test_a_refusal_says_what_was_found_and_what_is_wanted(changes, sentence):
+    assert decide(replace(REPORT, **changes), None, POLICY, SUBJECT).sentence == sentence
+
+
+def test_the_sentence_of_what_passes_has_its_threshold_and_the_champion():
+    less = Policy({"loss": 0.4}, "loss")
+    assert decide(REPORT, None, less, SUBJECT).sentence == "Loss 0.400 <= 0.400 (no champion yet)"
+    assert decide(REPORT, None, Policy({"accuracy": 0.5}, "f1"), SUBJECT).sentence == "F1 0.861 (no champion yet)", "no threshold of its own"
+    better = decide(replace(REPORT, champion=CHAMPION), CHAMPION, POLICY, SUBJECT)
+    assert better.sentence == "F1 0.861 >= 0.850, better than the champion (champion 0.847, p 0.012)"
+
+
+def test_the_champions_figure_stands_beside_the_metric_that_decides_and_no_other():
+    report = replace(REPORT, metrics={"f1": 0.9, "accuracy": 0.5}, champion=replace(CHAMPION, metrics={"f1": 0.847, "accuracy": 0.9}))
+    policy = Policy({"f1": 0.85, "accuracy": 0.8}, "f1")
+    assert decide(report, CHAMPION, policy, SUBJECT).sentence == "Accuracy 0.500 < 0.800"
+
+
+def test_an_improvement_of_exactly_what_is_asked_for_is_none():
+    theirs = replace(CHAMPION, metrics={"f1": 0.5})
+    report = replace(REPORT, metrics={"f1": 1.0}, champion=theirs)
+    assert decide(report, theirs, replace(POLICY, min_improvement=0.5), SUBJECT).code == "not_better"
+    assert decide(report, theirs, replace(POLICY, min_improvement=0.499), SUBJECT).outcome == "promoted"
+
+
+def test_of_two_falls_the_one_that_goes_further_beyond_what_is_allowed_is_told():
+    verdict = against(accuracy=0.8, loss=0.46)
+    assert verdict.sentence.startswith("Accuracy 0.8000, -0.0600")
+
+
 def test_no_threshold_refuses_rather_than_lets_everything_through():
     assert decide(REPORT, None, Policy({}, "f1"), SUBJECT).code == "no_threshold"
 
