@@ -1,0 +1,1 @@
+"""Texts: one label each, or several."""
