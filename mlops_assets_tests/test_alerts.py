@@ -186,9 +186,9 @@ def test_while_slack_is_down_nothing_is_lost_and_mlflow_still_hears(slack: Slack
     with engine.begin() as connection:
         for number in range(150):  # more than are handed out at once
             outbox.tell(connection, f"message {number}")
-        outbox.put(connection, "mlflow.version", {"version": 1})
+        outbox.put(connection, "mlflow.version", {"system": "toy", "version": 1})
     slack.refuse = True
-    assert outbox.deliver(engine, receivers) == 1 and mirrored == [{"version": 1}] and slack.heard == []
+    assert outbox.deliver(engine, receivers) == 1 and mirrored == [{"system": "toy", "version": 1}] and slack.heard == []
     with engine.connect() as connection:
         waiting = connection.execute(text("SELECT tries, error FROM outbox WHERE delivered_at IS NULL ORDER BY id")).all()
     assert len(waiting) == 150 and waiting[0].tries == 1 and "403" in waiting[0].error and waiting[1].tries == 0

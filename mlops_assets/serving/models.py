@@ -348,10 +348,10 @@ class ModelHost:
         last = self.refusals[-1] if self.refusals else None
         if last is not None and (last.sequence, last.code, last.reason) == (sequence, code, reason):
             return
-        self.refusals = [*self.refusals, refusal][-REFUSALS_KEPT:]
         still = f"v{self.current.version} serves on" if self.current else "nothing is served"
         which = f"#{sequence} (v{version})" if version else f"#{sequence}"
         log.error("%s: promotion %s refused (%s): %s; %s", self.system, which, code, reason, still)
+        self.refusals = [*self.refusals, refusal][-REFUSALS_KEPT:]
         if self._on_refusal is not None:
             self._on_refusal(self.system, refusal)
 
