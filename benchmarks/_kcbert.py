@@ -75,7 +75,7 @@ def build(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_network, load_text_predictor
     from mlops_assets.training import export
     from mlops_assets.training.text import wordpiece
 
@@ -99,7 +99,7 @@ def build(folder: Path, seed: int = 0) -> Path:
     export.export_text_model(model, folder / "fp32.onnx", vocabulary=30_000, max_length=MAX_LENGTH)
     shutil.copy(folder / "fp32.onnx", bundle / "model.onnx")
     write_spec(bundle, "sentiment")
-    feeds = load_text_predictor(bundle, 1).feeds(reviews(200))
+    feeds = load_network(bundle, 1).feeds(reviews(200))
     export.quantize(feeds)(folder / "fp32.onnx", bundle / "model.onnx")
     predictor = load_text_predictor(bundle, 1)
     export.write_golden(bundle, samples[:8], predictor.probabilities)
@@ -136,7 +136,7 @@ def variant(bundle: Path, folder: Path, system: str = "sentiment", temperature: 
         json.dumps(spec | {"calibration": {"temperature": temperature}}, ensure_ascii=False), encoding="utf-8"
     )
     if temperature != 1.0:
-        from mlops_assets.serving.text import load_text_predictor
+        from mlops_assets.kinds.text.predict import load_text_predictor
         from mlops_assets.training import export
 
         samples = [sample["input"] for sample in json.loads((folder / "golden.json").read_text(encoding="utf-8"))["samples"]]

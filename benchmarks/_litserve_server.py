@@ -10,7 +10,7 @@ from pathlib import Path
 import litserve
 import numpy as np
 
-from mlops_assets.serving.text import TextPredictor, load_text_predictor, softmax
+from mlops_assets.kinds.text.predict import TextPredictor, load_text_predictor, softmax
 
 
 class Api(litserve.LitAPI):

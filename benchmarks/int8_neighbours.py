@@ -19,7 +19,7 @@ import _kcbert as kcbert
 import numpy as np
 from _common import interleave, pressure, report
 
-from mlops_assets.serving.text import TextPredictor, load_text_predictor
+from mlops_assets.kinds.text.predict import TextPredictor, load_text_predictor
 from mlops_assets.training.export import BATCH_TOLERANCE
 
 GOAL = 0.97

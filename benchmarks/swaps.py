@@ -47,7 +47,7 @@ def main() -> None:
     bundle = kcbert.build(kcbert.models_folder() / "kcbert")
     texts = kcbert.reviews(TEXT_COUNT)
     bodies = [json.dumps({"inputs": [text]}).encode() for text in texts]
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_text_predictor
 
     reference = {text: row.tolist() for text, row in zip(texts, load_text_predictor(bundle, 2).predict_logits(texts), strict=True)}
     with kcbert.workplace() as folder, kcbert.platform(folder) as settings:

@@ -344,7 +344,8 @@ def train(
     seed = read.seed if seed is None else seed
     if seed is not None:
         check_seed(seed)
-    recorded = found.variant_parameters(config, found.variants[0], {})  # a file of ours also holds what nobody chooses: a model's own name
+    # A file of ours also holds what nobody chooses: a model's own name.
+    recorded = {name for variant in found.variants for name in found.variant_parameters(config, variant, {})}
     from_file = {name: value for name, value in read.parameters.items() if name in found.parameter_names or name not in recorded}
     if epochs is not None:
         from_file.pop("min_steps", None)  # who asks for one epoch wants one epoch
@@ -366,9 +367,9 @@ def train(
         }
         | _typed(found, parameters)
     )
-    variant = ""
-    if len(found.variants) > 1:  # each model has assets of its own; the others are left alone
-        variant = found.variant_of(str(given.pop("model_type", config.project.model)))
+    variant = found.variant_of(str(given.get("model_type", config.project.model)))  # of several, each has assets of its own
+    if variant:
+        given.pop("model_type", None)
     parameters_of(found, config, variant, given)  # a bad name or value must not cost a run
     _known_version(settings, system, dataset_version)
     try:

@@ -38,7 +38,7 @@ def test_the_model_server_loads_neither_training_nor_orchestration():
         "from mlops_assets.settings import load_settings; settings = load_settings(home='/nonexistent', database_url='postgresql:///none')"
     )
     loaded = loaded_by(
-        f"{settings}; import mlops_assets.serving.text; from mlops_assets.serving.app import create_app; create_app(settings)"
+        f"{settings}; import mlops_assets.kinds.text.predict; from mlops_assets.serving.app import create_app; create_app(settings)"
     )
     assert "fastapi" in loaded
     assert loaded.isdisjoint({"torch", "transformers", "ultralytics", "dagster", "mlflow", "pandas", "pyspark"})

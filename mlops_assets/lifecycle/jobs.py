@@ -107,7 +107,9 @@ def scenario_of(system: ModelSystem, config: SystemConfig) -> Sequence[str]:
     if unknown := sorted(set(config.project.scenario) - set(system.variants)):
         known = ", ".join(system.variants)
         raise SettingsError(f"project.scenario: {', '.join(unknown)} is no model of {system.name}; choose from {known}")
-    return config.project.scenario or system.variants
+    chosen = config.project.scenario or system.variants
+    # Others are compared with the baseline, and it is served while they still train.
+    return chosen if system.baseline is None else list(dict.fromkeys((system.baseline, *chosen)))
 
 
 def breakdowns_of(run_id: str) -> list[str]:
@@ -125,7 +127,7 @@ SWEEP_SECONDS = 24 * 3600
 def sweep_form(system: ModelSystem, config: SystemConfig) -> type[dg.Config]:
     """The launchpad's form of `<system>_sweep`: what is searched, then parameters that all trials share."""
     types = (
-        f"Models to choose from; empty: all ({', '.join(system.variants)})." if len(system.variants) > 1 else "Empty: the configured model."
+        "Empty: the configured model." if "" in system.searched else f"Models to choose from; empty: all ({', '.join(system.searched)})."
     )
     shared = [name for name in system.parameter_names if name not in ("model_type", "learning_rate")]
     return form(

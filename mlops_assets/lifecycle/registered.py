@@ -12,8 +12,8 @@ from mlops_assets.lifecycle import bundle, promotion
 from mlops_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from mlops_assets.kinds.text.predict import TextPredictor
     from mlops_assets.serving.images import ImagePredictor
-    from mlops_assets.serving.text import TextPredictor
 
 Version = int | Literal["champion", "candidate"]
 
@@ -35,9 +35,9 @@ def load_registered(system: str, version: Version, settings: Settings | None = N
         NoModel: no such version.
         BadSignature, BadBundle: what the ledger or the store holds is not what was registered.
     """
+    from mlops_assets.kinds.text.predict import load_text_predictor
     from mlops_assets.lifecycle.pipeline import connect
     from mlops_assets.serving.images import KIND, load_image_predictor
-    from mlops_assets.serving.text import load_text_predictor
 
     settings = settings or load_settings()
     platform = connect(settings)

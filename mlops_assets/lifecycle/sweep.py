@@ -86,13 +86,12 @@ def plan(
         raise SettingsError(f"minutes is {minutes:g}: give more than 0, or leave it out")
     if "learning_rate" not in system.parameter_names:
         raise SettingsError(f"{system.name} has no learning_rate to sweep")
-    several = len(system.variants) > 1
-    if several:
-        model_types = list(dict.fromkeys(system.variant_of(name) for name in model_types)) or [
-            variant for variant in system.variants if variant not in system.from_champion
-        ]
+    if "" not in system.searched:
+        model_types = list(dict.fromkeys(system.variant_of(name) for name in model_types)) or list(system.searched)
         if going_on := sorted(set(model_types) & set(system.from_champion)):
             raise SettingsError(f"{', '.join(going_on)} goes on from the champion: sweep the models that are trained anew")
+        if system.baseline in model_types:
+            raise SettingsError(f"{system.baseline} has no learning rate to search: sweep {', '.join(system.searched)}")
     elif model_types and "model_type" not in system.parameter_names:
         raise SettingsError(f"{system.name} has one model: leave the model types out")
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -111,9 +110,9 @@ def plan(
 
 def _candidates(system: ModelSystem, model_types: Sequence[str], overrides: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(variant, overrides) of each model that is searched."""
-    if len(system.variants) > 1:
+    if "" not in system.searched:
         return [(variant, dict(overrides)) for variant in model_types]
-    return [(system.variants[0], {**overrides, "model_type": name}) for name in model_types] or [(system.variants[0], dict(overrides))]
+    return [("", {**overrides, "model_type": name}) for name in model_types] or [("", dict(overrides))]
 
 
 def _range(given: tuple[float | None, float | None], configured: Sequence[float]) -> tuple[float, float]:
@@ -251,7 +250,7 @@ class _Sweep:
     def _choice(self, tried: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """(variant, overrides)"""
         given = {**self.plan.overrides, **tried}
-        return (given.pop("model_type") if len(self.system.variants) > 1 else self.system.variants[0]), given
+        return (given.pop("model_type") if "" not in self.system.searched else ""), given
 
     def _trial_run(self, trial: tuning.Trial, context: TrainContext) -> TrackedRun:
         """Nested in the sweep's MLflow run; the same one again when the trial is taken up."""
@@ -318,7 +317,7 @@ class _Sweep:
             raise SettingsError(f"none of {len(rows)} trials ran to its end: give it more minutes, or lower learning rates")
         row = next(row for row in rows if row["trial"] == best)
         variant, overrides = self._choice({name: row[name] for name in ("model_type", "learning_rate") if name in row})
-        given = {"model_type": variant, **overrides} if len(self.system.variants) > 1 else overrides
+        given = {"model_type": variant, **overrides} if "" not in self.system.searched else overrides
         if self.plan.seed != self.config.project.seed:
             given["seed"] = self.plan.seed
         return Swept(

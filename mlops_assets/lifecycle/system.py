@@ -107,6 +107,7 @@ class Evaluation:
         tables: title -> rows (worst errors, confusion matrix).
         support: metric -> holdout rows behind it, where these are not all: `recall_긍정` is of the positive ones. Classes that do not occur
             have 0, and no figure. The gate asks for a least number of each.
+        trivial: what needs no model ("always 긍정") -> its metrics on the same rows; the gate refuses a model that is no better.
     """
 
     metrics: Mapping[str, float]
@@ -117,6 +118,7 @@ class Evaluation:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     support: Mapping[str, int] = field(default_factory=dict)
+    trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class ModelSystem:
     """Everything the model half needs to know of a system.
 
     Attributes:
-        variants: names of its models; a system with one model has the single variant "".
+        variants: names of its models, in the order in which they are trained; "" is one that needs no name.
+        baseline: the variant that is trained in a minute, before the others, which must be better than it to be promoted.
         variant_parameters: (config, variant, overrides) -> all parameters of a training of that variant, plain JSON values: the overrides
             over those of the sections that they choose. Given its own result it returns the same. Raises SettingsError for a bad one.
         parameter_names: the overrides that `mlops train` and the launchpad may give -> their type.
@@ -156,9 +159,15 @@ class ModelSystem:
     aliases: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[str] = METRICS
     directions: Mapping[str, Direction] = field(default_factory=lambda: CLASSIFIER)
+    baseline: str | None = None
     from_champion: Sequence[str] = ()
     asked_with: Literal["texts", "files"] = "texts"
     loaded_by_name: Callable[[str], Sequence[str]] = lambda variant: ()
+
+    @property
+    def searched(self) -> Sequence[str]:
+        """The variants that a sweep tries: those that are trained anew, for longer than a minute."""
+        return [variant for variant in self.variants if variant != self.baseline and variant not in self.from_champion]
 
     def direction_of(self, metric: str) -> Direction:
         """Whether more or less of `metric` is better. Raises UnknownMetric: the system does not say."""
@@ -172,12 +181,14 @@ class ModelSystem:
         return {metric: self.direction_of(metric) for metric in dict.fromkeys((default.lower(), *self.metrics))}
 
     def variant_of(self, name: str) -> str:
-        """The variant that users mean by `name`.
+        """The variant that users mean by `name`; what no variant is called is a model of the one without a name, where there is one.
 
         Raises:
             SettingsError: there is none; the message lists the choices.
         """
         variant = self.aliases.get(name, name)
+        if variant not in self.variants and "" in self.variants:
+            return ""
         if variant not in self.variants:
             raise SettingsError(f"지원되지 않는 모델 타입입니다.: {name} (choose one of {', '.join(self.variants)})")
         return variant

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlops_assets.kinds.text.predict import BadInput
 from mlops_assets.lifecycle.history import Absence
 from mlops_assets.serving.batching import Overloaded
 from mlops_assets.serving.models import VersionUnavailable
-from mlops_assets.serving.text import BadInput
 
 #: What is not here is 422.
 _STATUS = {"too_large_file": 413, "bad_format": 415, "not_an_image": 415, "lfs_pointer": 415}

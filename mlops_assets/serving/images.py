@@ -19,8 +19,8 @@ import numpy as np
 
 from mlops_assets import strokes
 from mlops_assets.images import DEFAULT, BadImage, check_size, load, to_array
+from mlops_assets.kinds.text.predict import BadInput, open_session, softmax
 from mlops_assets.lifecycle.bundle import BadBundle
-from mlops_assets.serving.text import BadInput, open_session, softmax
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlops_assets.kinds.text.config import LINEAR_FILE
 from mlops_assets.lifecycle.bundle import BadBundle
 from mlops_assets.settings import REPOSITORY, process_environment
 
@@ -36,7 +37,7 @@ class Predictor(Protocol):
     def one_at_a_time(self) -> bool: ...
 
     def check(self, inputs: list[Any]) -> None:
-        """Raises text.BadInput for what breaks a limit of one request."""
+        """Raises BadInput for what breaks a limit of one request."""
 
     def predict(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """One answer per input, in order, each with `label`, `confidence` and `probs`."""
@@ -46,7 +47,7 @@ class Predictor(Protocol):
 
 
 def _text(folder: Path, threads: int) -> Predictor:
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_text_predictor
 
     return load_text_predictor(folder, 1)  # as many rounds run side by side as there are processors (see `batching.py`)
 
@@ -77,7 +78,7 @@ def load(folder: Path, system: str, threads: int) -> Predictor:
     names = labels if isinstance(labels, list) else []
     if len(names) < 2 or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
         raise BadBundle("wrong_labels", f"labels must be two or more different names, bundle.json has {labels!r}")
-    for name in ("model.onnx", "golden.json"):
+    for name in (LINEAR_FILE if "ngrams" in spec else "model.onnx", "golden.json"):
         if not (folder / name).is_file():
             raise BadBundle("missing_file", f"{name} is not in the bundle")
     try:

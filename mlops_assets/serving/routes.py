@@ -24,6 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from mlops_assets.kinds.text.predict import BadInput
 from mlops_assets.serving import bodies, errors, policies
 from mlops_assets.serving.answers import Answer
 from mlops_assets.serving.batching import Overloaded
@@ -35,7 +36,6 @@ from mlops_assets.serving.models import Model, VersionUnavailable
 from mlops_assets.serving.otp import CONFIRM_FIX, MAX_BODY_BYTES, MAX_CALL_BYTES, SYSTEM, VERIFIED_FIX
 from mlops_assets.serving.otp_page import FILES, otp_page
 from mlops_assets.serving.review import REVIEW_DOC, REVIEW_FIX, Review
-from mlops_assets.serving.text import BadInput
 from mlops_assets.settings import shown
 from mlops_assets.strokes import MOST_DIGITS
 

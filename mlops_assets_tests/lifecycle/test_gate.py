@@ -91,7 +91,9 @@ def test_a_refusal_says_what_was_found_and_what_is_wanted(changes, sentence):
 def test_the_sentence_of_what_passes_has_its_threshold_and_the_champion():
     less = Policy({"loss": 0.4}, "loss")
     assert decide(REPORT, None, less, SUBJECT).sentence == "Loss 0.400 <= 0.400 (no champion yet)"
-    assert decide(REPORT, None, Policy({"accuracy": 0.5}, "f1"), SUBJECT).sentence == "F1 0.861 (no champion yet)", "no threshold of its own"
+    assert decide(REPORT, None, Policy({"accuracy": 0.5}, "f1"), SUBJECT).sentence == "F1 0.861 (no champion yet)", (
+        "no threshold of its own"
+    )
     better = decide(replace(REPORT, champion=CHAMPION), CHAMPION, POLICY, SUBJECT)
     assert better.sentence == "F1 0.861 >= 0.850, better than the champion (champion 0.847, p 0.012)"
 

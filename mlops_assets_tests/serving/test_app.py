@@ -15,9 +15,9 @@ import httpx
 import pytest
 from sqlalchemy import Engine, text
 
+from mlops_assets.kinds.text.predict import MAX_BODY_BYTES
 from mlops_assets.serving import app as serving
 from mlops_assets.serving.answers import Answer, AnswerLog
-from mlops_assets.serving.text import MAX_BODY_BYTES
 from mlops_assets.settings import Settings, process_environment
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import GOOD, World, config_of

@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 
 from mlops_assets import cli
 from mlops_assets.images import to_array
+from mlops_assets.kinds.text.predict import BadInput
 from mlops_assets.serving.images import BATCH_IMAGES, MAX_BODY_BYTES, MAX_IMAGES, load_image_predictor
 from mlops_assets.serving.loading import load
-from mlops_assets.serving.text import BadInput
 from mlops_assets.settings import Settings
 from mlops_assets.store import ObjectStore
 from mlops_assets_tests.factories import World, config_of

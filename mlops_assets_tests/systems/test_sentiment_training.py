@@ -116,13 +116,15 @@ def made(config: SentimentConfig, table: CleanedTable, tmp_path_factory: pytest.
 
 
 def test_every_parameter_has_a_default_and_a_type(config: SentimentConfig) -> None:
-    assert set(training.parameters(config)) == set(training.PARAMETER_NAMES)
-    json.dumps(training.parameters(config), allow_nan=False)
-    assert training.resolve(config, training.parameters(config)).flat == training.parameters(config)
+    for variant, names in training.PARAMETERS.items():
+        found = training.parameters(config, variant)
+        assert set(found) == set(names) <= set(training.SYSTEM.parameter_names)
+        json.dumps(found, allow_nan=False)
+        assert training.resolve(config, variant, found).flat == found
 
 
 def test_overrides_win_over_the_configuration(config: SentimentConfig) -> None:
-    choice = training.resolve(config, {"epochs": 1, "sampling_rate": 0.5, "unfrozen_layers": 1})
+    choice = training.resolve(config, "", {"epochs": 1, "sampling_rate": 0.5, "unfrozen_layers": 1})
     assert (choice.model.training.epochs, choice.dataset.sampling_rate, choice.model.unfrozen_layers) == (1, 0.5, 1)
     assert choice.model.training.batch_size == config.model.training.batch_size
 
@@ -134,7 +136,7 @@ def with_small(config: SentimentConfig, layers: int = 1) -> SentimentConfig:
 
 
 def test_another_model_type_brings_its_own_values(config: SentimentConfig) -> None:
-    choice = training.resolve(with_small(config), {"model_type": "small", "hidden_size": 32})
+    choice = training.resolve(with_small(config), "", {"model_type": "small", "hidden_size": 32})
     assert (choice.model.layers, choice.model.hidden_size) == (1, 32)
 
 
@@ -144,7 +146,7 @@ def test_what_is_given_is_used_also_where_it_is_the_default_of_another_model(con
     assert (found["layers"], found["hidden_size"]) == (config.model.layers, 64)
     assert config.model.training.min_steps > 0 == found["min_steps"], "asked for as many epochs as are configured, it makes no more"
     assert parameters_of(training.SYSTEM, with_small(config), "", given | {"min_steps": 7})["min_steps"] == 7
-    assert training.resolve(with_small(config), found).flat == found == parameters_of(training.SYSTEM, with_small(config), "", found)
+    assert training.resolve(with_small(config), "", found).flat == found == parameters_of(training.SYSTEM, with_small(config), "", found)
 
 
 @pytest.mark.parametrize("chosen", ["model_type", "dataset"])
@@ -184,7 +186,7 @@ def test_a_changed_value_of_what_is_chosen_makes_another_training_and_another_sw
 )
 def test_bad_parameters_are_refused_with_the_choices(config: SentimentConfig, given: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        training.resolve(config, given)
+        training.resolve(config, "", given)
 
 
 def test_sampling_keeps_the_same_rows_in_every_version() -> None:
@@ -289,7 +291,7 @@ def test_few_rows_are_trained_on_for_more_epochs(config: SentimentConfig, table:
     assert trained.metrics["steps"] == 200
     evaluations = sum("validation_loss" in values for values in told)
     assert evaluations == pytest.approx(config.model.training.epochs * config.model.training.evaluations_per_epoch, abs=1)
-    assert training.resolve(config, {"epochs": 1}).model.training.min_steps == 0, "who asks for one epoch gets one"
+    assert training.resolve(config, "", {"epochs": 1}).model.training.min_steps == 0, "who asks for one epoch gets one"
 
 
 def test_a_table_without_training_rows_says_so(config: SentimentConfig, tmp_path: Path) -> None:

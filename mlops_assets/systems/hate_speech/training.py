@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sqlalchemy import Engine
 
-    from mlops_assets.serving.text import LabelRule, TextPredictor
+    from mlops_assets.kinds.text.predict import LabelRule, TextPredictor
     from mlops_assets.store import ObjectStore
     from mlops_assets.training.text import Rows
 
@@ -145,7 +145,7 @@ def train(context: TrainContext) -> Trained:
 
 
 def _rule(section: DatasetSection, thresholds: Sequence[float] | None = None) -> LabelRule:
-    from mlops_assets.serving.text import LabelRule
+    from mlops_assets.kinds.text.predict import LabelRule
 
     return LabelRule(tuple(thresholds or [UNTUNED] * len(section.labels)), section.labels.index(section.clean))
 
@@ -162,6 +162,7 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
     Raises:
         ExportDiffers: ONNX answers differently than torch.
     """
+    from mlops_assets.kinds.text.predict import load_network
     from mlops_assets.training import attempt, bert, text
     from mlops_assets.training import export as writing
     from mlops_assets.training.metrics import best_thresholds, fit_temperature, sigmoid
@@ -188,7 +189,7 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
             fp32,
             logits_now,
             lambda int8: writing.int8_quality_of_labels(fp32, int8, truth, lambda found: rule(sigmoid(found))),
-            writing.quantize(load_predictor(folder, context.threads).feeds(learned)),
+            writing.quantize(load_network(folder, context.threads).feeds(learned)),
         )
     temperature = fit_temperature(logits, truth)
     _describe(folder, section, precision, temperature, tuned(logits, temperature))
@@ -210,7 +211,7 @@ def _describe(folder: Path, section: DatasetSection, precision: str, temperature
 
 def load_predictor(folder: Path, threads: int) -> TextPredictor:
     """The server's own predictor."""
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_text_predictor
 
     return load_text_predictor(folder, threads)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from mlops_assets.kinds.text.config import LinearSection
 from mlops_assets.settings import Strict, SystemConfig
 from mlops_assets.training.config import BertSection
 
@@ -36,6 +37,7 @@ class DatasetSection(Strict):
 
 class SentimentConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
+    linear: LinearSection = LinearSection()
     models: dict[str, BertSection]
 
     @model_validator(mode="after")

@@ -7,11 +7,13 @@ Belongs here: what is particular to reviews of film. Does not belong here: the r
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.kinds.text import linear
+from mlops_assets.kinds.text.config import LINEAR, LINEAR_PARAMETERS, LinearSection
 from mlops_assets.lifecycle.report import CLASSIFIER
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.sentiment.config import DatasetSection, SentimentConfig
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sqlalchemy import Engine
 
-    from mlops_assets.serving.text import TextPredictor
+    from mlops_assets.kinds.text.predict import TextPredictor
     from mlops_assets.store import ObjectStore
     from mlops_assets.training.text import Rows
 
@@ -36,8 +38,10 @@ EXCERPT = 200
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
 
-#: `model_type` and `dataset` are names in the configuration's `models` and `datasets`.
-PARAMETER_NAMES: Mapping[str, type] = {"model_type": str, **BERT_PARAMETERS}
+#: The network has no name of its own: `model_type` is one in the configuration's `models`, as `dataset` is in its `datasets`.
+NETWORK = ""
+NETWORK_PARAMETERS: Mapping[str, type] = {"model_type": str, **BERT_PARAMETERS}
+PARAMETERS = {LINEAR: {"dataset": str, "sampling_rate": float, **LINEAR_PARAMETERS}, NETWORK: NETWORK_PARAMETERS}
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,8 @@ class Choice:
     """What one training uses, after overrides."""
 
     dataset: DatasetSection
-    model: BertSection
+    model: BertSection | LinearSection
     flat: Mapping[str, Any]
-
-
-def _flat(config: SentimentConfig, model_type: str, dataset: str) -> dict[str, Any]:
-    model = chosen("모델", model_type, config.models)
-    return {"model_type": model_type, **flat(dataset, chosen("데이터셋", dataset, config.datasets), model)}
 
 
 def parameters(config: SentimentConfig, variant: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -62,20 +61,27 @@ def parameters(config: SentimentConfig, variant: str = "", given: Mapping[str, A
     """
 
     def sections(given: Mapping[str, Any]) -> dict[str, Any]:
-        return _flat(config, str(given.get("model_type", config.project.model)), str(given.get("dataset", config.project.dataset)))
+        name = str(given.get("dataset", config.project.dataset))
+        dataset = chosen("데이터셋", name, config.datasets)
+        if variant == LINEAR:
+            return {"dataset": name, "sampling_rate": dataset.sampling_rate, **config.linear.model_dump(mode="json")}
+        model_type = str(given.get("model_type", config.project.model))
+        return {"model_type": model_type, **flat(name, dataset, chosen("모델", model_type, config.models))}
 
-    return override(given or {}, PARAMETER_NAMES, sections)
+    return override(given or {}, PARAMETERS[variant], sections)
 
 
-def resolve(config: SentimentConfig, given: Mapping[str, Any]) -> Choice:
+def resolve(config: SentimentConfig, variant: str, given: Mapping[str, Any]) -> Choice:
     """`parameters` as validated sections.
 
     Raises:
         SettingsError: an unknown name or a bad value, with the choices.
     """
-    values = parameters(config, given=given)
-    sections_of = config.datasets[values["dataset"]], config.models[values["model_type"]]
-    return Choice(*valid(lambda: unflat(values, *sections_of)), values)
+    values = parameters(config, variant, given)
+    dataset = config.datasets[values["dataset"]]
+    if variant == LINEAR:
+        return valid(lambda: Choice(*linear.sections(values, dataset), values))
+    return Choice(*valid(lambda: unflat(values, dataset, config.models[values["model_type"]])), values)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------------------
@@ -105,15 +111,34 @@ def train(context: TrainContext) -> Trained:
         ValueError: no rows to train on.
         Diverged: no figure on validation was ever a number.
     """
+    choice = resolve(_config(context), context.variant, context.parameters)
+    rows, validation = rows_of(context.table, "train").sample(choice.dataset.sampling_rate), rows_of(context.table, "validation")
+    return _train_linear(context, choice, rows, validation) if context.variant == LINEAR else _train(context, choice, rows, validation)
+
+
+def _train_linear(context: TrainContext, choice: Choice, rows: Rows, validation: Rows) -> Trained:
+    import numpy as np
+
+    from mlops_assets.training.metrics import classification, sigmoid
+
+    def measure(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        yes = sigmoid(scores)
+        return classification(np.concatenate([1 - yes, yes], axis=1), labels)
+
+    assert isinstance(choice.model, LinearSection)
+    truth = np.asarray(rows.labels)[:, None] == 1
+    return linear.train(context, choice.model, rows.texts, truth, (validation.texts, np.asarray(validation.labels)), measure, choice.flat)
+
+
+def _train(context: TrainContext, choice: Choice, rows: Rows, validation: Rows) -> Trained:
     import torch
 
     from mlops_assets.training import attempt, bert
     from mlops_assets.training.text import TextExamples
 
-    choice = resolve(_config(context), context.parameters)
+    assert isinstance(choice.model, BertSection)
     if finished := attempt.finished(context, choice.flat):
         return finished
-    rows, validation = rows_of(context.table, "train").sample(choice.dataset.sampling_rate), rows_of(context.table, "validation")
     torch.manual_seed(context.seed)
     length = choice.dataset.max_length
     net, tokenizer = bert.network(choice.model, LABELS, rows.texts, length, context.parent)
@@ -140,41 +165,64 @@ def _config(context: TrainContext) -> SentimentConfig:
 
 
 def export(trained: Trained, context: TrainContext, folder: Path) -> None:
-    """Write the bundle into `folder`: ONNX (int8 where it answers as well as fp32), tokenizer, labels, calibration, golden samples.
+    """Write the bundle into `folder`: the n-grams' tables, or ONNX (int8 where it answers as well as fp32) and tokenizer; labels,
+    calibration, golden samples.
 
     Raises:
         ExportDiffers: ONNX answers differently than torch.
     """
     import numpy as np
 
-    from mlops_assets.training import bert, text
     from mlops_assets.training import export as writing
+    from mlops_assets.training import text
     from mlops_assets.training.metrics import fit_temperature
 
-    choice = resolve(_config(context), trained.parameters)
-    length = choice.dataset.max_length
+    choice = resolve(_config(context), context.variant, trained.parameters)
     judged = rows_of(context.table, "validation")
     texts, labels = judged.texts[:JUDGED_ROWS], np.asarray(judged.labels[:JUDGED_ROWS])
-    bert.export_fp32(trained.folder, LABELS, folder, max_length=length, threads=context.threads)
+    if isinstance(choice.model, LinearSection):
+        more, precision = linear.export(trained.folder, folder, choice.model), "fp16"
+        _describe(folder, precision, 1.0, **more)
+        logits = load_predictor(folder, context.threads).predict_logits(texts)
+    else:
+        more = {"max_length": choice.dataset.max_length}
+        logits, precision = _export_network(trained, context, choice.model, folder, texts, labels, more)
+    _describe(folder, precision, fit_temperature(logits, labels), **more)
+    writing.write_golden(folder, list(text.golden(judged)), load_predictor(folder, context.threads).probabilities)
+
+
+def _export_network(
+    trained: Trained,
+    context: TrainContext,
+    model: BertSection,
+    folder: Path,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    more: Mapping[str, Any],
+) -> tuple[np.ndarray, str]:
+    """The logits of the judged texts as the written network gives them, and its precision."""
+    from mlops_assets.kinds.text.predict import load_network
+    from mlops_assets.training import bert
+    from mlops_assets.training import export as writing
+
+    bert.export_fp32(trained.folder, LABELS, folder, max_length=more["max_length"], threads=context.threads)
 
     def logits_now() -> np.ndarray:
         return load_predictor(folder, context.threads).predict_logits(texts)
 
-    _describe(folder, length, "fp32", 1.0)
-    logits, precision = logits_now(), "fp32"
-    if choice.model.int8:
-        fp32 = logits
-        learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
-        how = writing.quantize(load_predictor(folder, context.threads).feeds(learned))
-        logits, precision = writing.to_int8(folder, fp32, logits_now, lambda int8: writing.int8_quality(fp32, int8, labels), how)
-    _describe(folder, length, precision, fit_temperature(logits, labels))
-    writing.write_golden(folder, list(text.golden(judged)), load_predictor(folder, context.threads).probabilities)
+    _describe(folder, "fp32", 1.0, **more)
+    fp32 = logits_now()
+    if not model.int8:
+        return fp32, "fp32"
+    learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
+    how = writing.quantize(load_network(folder, context.threads).feeds(learned))
+    return writing.to_int8(folder, fp32, logits_now, lambda int8: writing.int8_quality(fp32, int8, labels), how)
 
 
-def _describe(folder: Path, max_length: int, precision: str, temperature: float) -> None:
+def _describe(folder: Path, precision: str, temperature: float, **more: Any) -> None:
     from mlops_assets.training.export import write_spec
 
-    write_spec(folder, "sentiment", "text-classification", LABELS, precision, temperature, max_length=max_length)
+    write_spec(folder, "sentiment", "text-classification", LABELS, precision, temperature, **more)
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------------------
@@ -182,7 +230,7 @@ def _describe(folder: Path, max_length: int, precision: str, temperature: float)
 
 def load_predictor(folder: Path, threads: int) -> TextPredictor:
     """The server's own predictor."""
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_text_predictor
 
     return load_text_predictor(folder, threads)
 
@@ -207,6 +255,7 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     recall, support = metrics.recall_of_classes(predicted == labels, labels, LABELS)
     return Evaluation(
         metrics=metrics.classification(probabilities, labels) | recall,
+        trivial=metrics.always_one(labels, LABELS),
         support=support,
         rows=len(rows),
         holdout_sha256=rows.sha256,
@@ -250,7 +299,9 @@ SYSTEM = ModelSystem(
     evaluate=evaluate,
     load_predictor=load_predictor,
     open_table=open_table,
-    variant_parameters=lambda config, variant, given: resolve(config, given).flat,
-    parameter_names=PARAMETER_NAMES,
+    variant_parameters=lambda config, variant, given: resolve(config, variant, given).flat,
+    parameter_names={**PARAMETERS[NETWORK], **PARAMETERS[LINEAR]},
+    variants=(LINEAR, NETWORK),
+    baseline=LINEAR,
     directions={**CLASSIFIER, "recall_*": "more"},
 )

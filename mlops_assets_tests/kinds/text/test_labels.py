@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_assets.kinds.text.predict import LabelRule, TextPredictor, load_text_predictor
 from mlops_assets.lifecycle.bundle import BadBundle
 from mlops_assets.serving import loading
-from mlops_assets.serving.text import LabelRule, TextPredictor, load_text_predictor
 from mlops_assets_tests.serving.bundles import make_bundle
 
 LABELS = ("욕설", "clean")

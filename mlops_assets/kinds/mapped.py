@@ -4,7 +4,7 @@ ONNX knows tensors "in another file at an offset". The graph is rewritten in mem
 in the very file that it was read from; nothing is written, and the bytes that are used stay those whose digest was verified.
 
 Belongs here: the few fields of ONNX's protobuf that this needs (ModelProto.graph 7, GraphProto.initializer 5, TensorProto.data_type 2,
-raw_data 9, external_data 13, data_location 14). Does not belong here: sessions (`text.py`).
+raw_data 9, external_data 13, data_location 14). Does not belong here: sessions (`text/predict.py`).
 """
 
 from __future__ import annotations

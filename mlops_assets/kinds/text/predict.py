@@ -1,12 +1,15 @@
-"""The one predictor for text classification: evaluation, server, CLI and Python callers all run a bundle through this class.
+"""The predictors of texts: evaluation, server, CLI and Python callers all run a bundle through them. A network reads tokens, a linear model
+n-grams; limits, calibration, labels and answers are the same.
 
-Belongs here: tokenizing, micro-batches, ONNX Runtime, calibration, limits of the input. Does not belong here: HTTP, which bundle is
-served (`models.py`), anything heavier than onnxruntime, tokenizers and numpy.
+Belongs here: tokenizing, micro-batches, ONNX Runtime, weights of n-grams, calibration, limits of the input. Does not belong here: HTTP,
+which bundle is served (`serving/models.py`), anything heavier than onnxruntime, tokenizers and numpy.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlops_assets.characters import is_blank
+from mlops_assets.kinds.text import ngrams
+from mlops_assets.kinds.text.config import LINEAR_FILE, LONGEST_NGRAM, MOST_BITS
 from mlops_assets.lifecycle.bundle import BadBundle
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ MAX_CHARACTERS = 10_000
 #: Most texts of one HTTP request, and most bytes of its body.
 MAX_TEXTS = 1_000
 MAX_BODY_BYTES = 4 * 1024**2
+#: Texts whose n-grams are counted together.
+TEXTS_AT_ONCE = 500
 #: A micro-batch holds at most this many tokens: enough to keep the processor's units busy, few enough to stay in its cache.
 BATCH_TOKENS = 128
 
@@ -111,42 +118,32 @@ class LabelRule:
         return said
 
 
-class TextPredictor:
+class TextPredictor(ABC):
     """A loaded bundle of kind `text-classification` or `text-labels`. Safe to call from several threads; one caller at a time is fastest.
 
     Attributes:
         labels: class names in the order of the logits.
         temperature: calibration; logits are divided by it before softmax (or, of several labels, the sigmoid).
-        max_length: tokens that the model reads; what is longer is cut off.
         rule: of several labels: which a text has; None: it has exactly one.
     """
 
     max_body_bytes = MAX_BODY_BYTES
     one_at_a_time = False
 
-    def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: dict[str, Any]) -> None:
-        """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""
+    def __init__(self, spec: Mapping[str, Any]) -> None:
         self.labels: list[str] = list(spec["labels"])
         self.kind: str = spec["kind"]
         self.rule = _label_rule(spec) if self.kind == SEVERAL_LABELS else None
         self.system: str = spec["system"]
-        self.max_length = int(spec["max_length"])
         self.temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
-        self._session = session
-        self._tokenizer = tokenizer
-        self._pad = tokenizer.token_to_id("[PAD]") or 0
+
+    @abstractmethod
+    def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [len(texts), len(labels)], in order, before calibration."""
 
     def check(self, texts: Sequence[Any]) -> None:
         """The limits of one request. Raises BadInput."""
         check_texts(texts, MAX_TEXTS)
-
-    def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [len(texts), len(labels)], in order, before calibration."""
-        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
-        logits = np.empty((len(encoded), len(self.labels)), np.float32)
-        for rows in _micro_batches([len(ids) for ids in encoded]):
-            logits[rows] = self._run([encoded[i] for i in rows])
-        return logits
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [len(texts), len(labels)], calibrated. They sum to 1 where a text has exactly one label."""
@@ -186,6 +183,30 @@ class TextPredictor:
             return None
         return JOINT.join(label for label in self.labels if label in given)
 
+
+class NetworkPredictor(TextPredictor):
+    """A network in ONNX that reads tokens (`tokenizer.json`, `model.onnx`).
+
+    Attributes:
+        max_length: tokens that the model reads; what is longer is cut off.
+    """
+
+    def __init__(self, session: InferenceSession, tokenizer: Tokenizer, spec: Mapping[str, Any]) -> None:
+        """`tokenizer` truncates to max_length and does not pad; it may be shared by several predictors."""
+        super().__init__(spec)
+        self.max_length = int(spec["max_length"])
+        self._session = session
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.token_to_id("[PAD]") or 0
+
+    def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [len(texts), len(labels)], in order, before calibration."""
+        encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        logits = np.empty((len(encoded), len(self.labels)), np.float32)
+        for rows in _micro_batches([len(ids) for ids in encoded]):
+            logits[rows] = self._run([encoded[i] for i in rows])
+        return logits
+
     def feeds(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """The texts as the model takes them, in micro-batches of like length: `input_ids` and `attention_mask`, int64 [rows, tokens]."""
         encoded = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
@@ -203,6 +224,38 @@ class TextPredictor:
     def _run(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """Logits of one micro-batch of token ids."""
         return np.asarray(self._session.run(["logits"], self._feed(encoded))[0])
+
+
+class LinearPredictor(TextPredictor):
+    """A linear model of character n-grams (`linear.safetensors`): each text by itself, without ONNX Runtime.
+
+    A text's n-grams count 1 + log(how often) times their rarity, brought to length 1; each label adds up its weights of them.
+    """
+
+    def __init__(self, tables: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> None:
+        """`tables`: `rarity` [2**bits], `weights` [2**bits, columns], `bias` [columns], one for two labels that exclude each other."""
+        super().__init__(spec)
+        self._bits, self._longest = int(spec["ngrams"]["bits"]), int(spec["ngrams"]["longest"])
+        self._rarity, self._weights, self._bias = tables["rarity"], tables["weights"], tables["bias"]
+
+    def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
+        scores = np.empty((len(texts), len(self._bias)), np.float32)
+        for at in range(0, len(texts), TEXTS_AT_ONCE):
+            scores[at : at + TEXTS_AT_ONCE] = self._scores(texts[at : at + TEXTS_AT_ONCE])
+        return scores if scores.shape[1] == len(self.labels) else np.concatenate([-scores / 2, scores / 2], axis=1)
+
+    def _scores(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, columns]."""
+        found = ngrams.count(texts, self._bits, self._longest)
+        values = (1 + np.log(found.counts)) * self._rarity[found.columns].astype(np.float32)
+        norms = np.sqrt(_summed(values**2, found.ends))
+        sums = _summed(values[:, None] * self._weights[found.columns].astype(np.float32), found.ends)
+        return np.asarray(sums / np.maximum(norms, 1e-9)[:, None] + self._bias, np.float32)
+
+
+def _summed(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The sums of values[ends[i]:ends[i + 1]], each by itself: what stands beside it changes nothing."""
+    return np.stack([values[start:end].sum(axis=0) for start, end in itertools.pairwise(ends.tolist())])
 
 
 def _micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -228,7 +281,7 @@ def open_session(model: Path, threads: int) -> InferenceSession:
     """
     import onnxruntime as ort
 
-    from mlops_assets.serving.mapped import graph_with_mapped_weights
+    from mlops_assets.kinds.mapped import graph_with_mapped_weights
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -244,7 +297,7 @@ def open_session(model: Path, threads: int) -> InferenceSession:
 
 
 def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
-    """The predictor of a bundle folder (`bundle.json`, `tokenizer.json`, `model.onnx`). The folder's digest is the caller's to check.
+    """The predictor of a bundle folder: `bundle.json` and a network's files or a linear model's. Its digest is the caller's to check.
 
     Raises:
         ValueError: another kind or format of bundle, or a model whose inputs and outputs are not those of one.
@@ -257,6 +310,12 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
     temperature = float(spec.get("calibration", {}).get("temperature", 1.0))
     if not 0 < temperature < float("inf"):
         raise ValueError(f"calibration temperature {temperature} is not a positive number")
+    return _linear(folder, spec) if "ngrams" in spec else load_network(folder, threads)
+
+
+def load_network(folder: Path, threads: int) -> NetworkPredictor:
+    """The network of a bundle folder, whose `bundle.json` is in order."""
+    spec = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     session = open_session(folder / "model.onnx", threads)
     inputs = {i.name for i in session.get_inputs()}
     outputs = {o.name: o.shape for o in session.get_outputs()}
@@ -266,7 +325,27 @@ def load_text_predictor(folder: Path, threads: int) -> TextPredictor:
     if isinstance(width, int) and width != len(spec["labels"]):
         raise BadBundle("wrong_labels", f"model.onnx gives {width} logits, bundle.json names {len(spec['labels'])} labels")
     tokenizer = _tokenizer((folder / "tokenizer.json").read_bytes(), int(spec["max_length"]))
-    return TextPredictor(session, tokenizer, spec)
+    return NetworkPredictor(session, tokenizer, spec)
+
+
+def _linear(folder: Path, spec: Mapping[str, Any]) -> LinearPredictor:
+    from safetensors import safe_open
+
+    with safe_open(folder / LINEAR_FILE, "numpy") as file:
+        tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    bits, longest = (spec["ngrams"].get(name) for name in ("bits", "longest"))
+    if not isinstance(bits, int) or not isinstance(longest, int) or not (1 <= bits <= MOST_BITS and 1 <= longest <= LONGEST_NGRAM):
+        raise ValueError(f"ngrams must be of 1 to {MOST_BITS} bits and 1 to {LONGEST_NGRAM} letters, bundle.json has {spec['ngrams']!r}")
+    columns = 1 if len(spec["labels"]) == 2 and spec["kind"] == ONE_LABEL else len(spec["labels"])
+    wanted = {"rarity": (1 << bits,), "weights": (1 << bits, columns), "bias": (columns,)}
+    shapes = {name: table.shape for name, table in tables.items()}
+    if shapes.get("weights", (0, 0))[1:] != (columns,):
+        raise BadBundle(
+            "wrong_labels", f"{LINEAR_FILE} has weights {shapes.get('weights')}, bundle.json names {len(spec['labels'])} labels"
+        )
+    if shapes != wanted or not all(np.isfinite(table).all() for table in tables.values()):
+        raise ValueError(f"{LINEAR_FILE} must hold finite numbers of the shapes {wanted}, it has {shapes}")
+    return LinearPredictor(tables, spec)
 
 
 def _label_rule(spec: Mapping[str, Any]) -> LabelRule:

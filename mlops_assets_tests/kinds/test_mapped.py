@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mlops_assets.serving.mapped import MIN_BYTES, graph_with_mapped_weights
-from mlops_assets.serving.text import open_session
+from mlops_assets.kinds.mapped import MIN_BYTES, graph_with_mapped_weights
+from mlops_assets.kinds.text.predict import open_session
 
 
 @pytest.fixture(scope="module")

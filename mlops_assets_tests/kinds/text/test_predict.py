@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets.lifecycle.bundle import BadBundle
-from mlops_assets.serving import loading
-from mlops_assets.serving.text import (
+from mlops_assets.kinds.text.predict import (
     BATCH_TOKENS,
     MAX_CHARACTERS,
     MAX_TEXTS,
@@ -19,6 +17,8 @@ from mlops_assets.serving.text import (
     _micro_batches,
     load_text_predictor,
 )
+from mlops_assets.lifecycle.bundle import BadBundle
+from mlops_assets.serving import loading
 from mlops_assets_tests.serving.bundles import make_bundle, probabilities
 
 TEXTS = ["좋은 영화", "별로", "최고 최고 영화", "영화 " * 100 + "나쁜", "모르는 말", "나쁜 영화 나쁜 영화"]
@@ -117,7 +117,7 @@ def test_a_bundle_whose_answers_depend_on_their_neighbours_is_refused(tmp_path: 
     import onnx
     from onnx import helper
 
-    from mlops_assets.serving.text import load_text_predictor
+    from mlops_assets.kinds.text.predict import load_text_predictor
     from mlops_assets.training.export import write_golden
 
     make_bundle(tmp_path)
