@@ -130,8 +130,8 @@ def point_at_champion(platform: Platform, system: str) -> None:
         return
     prefix, store, named = prefix_of(system, champion.version), platform.store, (system, champion.version)
     made = ensure_version(platform, champion.receipt)
-    if made is None and not champion.receipt.weights:  # of an older installation: no later champion waits for it
-        logger.warning("%s v%s has no recorded weights: %s stays as it is until a model trained since is champion", *named, LATEST)
+    if made is None and WEIGHTS not in champion.receipt.weights:  # of an older installation, or no network: no later champion waits for it
+        logger.warning("%s v%s has no recorded weights of a network: %s stays as it is until one of a network is champion", *named, LATEST)
         return
     if made is None:
         raise FileNotFoundError(f"{store.uri(prefix)} lacks {STATE_DICT}: {LATEST} stays as it is")

@@ -206,6 +206,9 @@ def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_ver
         champion, _ = promotion.latest_verified(connection, system.name, "champion", platform.settings.public_keys_path)
         if champion is None:
             raise NoParent(f"{system.name} has no champion yet that {variant} could go on from")
+        if system.baseline is not None and champion.receipt.variant == system.baseline:
+            told = f"{system.name}'s champion v{champion.version} is of {system.baseline}"
+            raise NoParent(f"{told}: it has no weights of a network that {variant} could go on from")
         ancestors = connection.execute(
             text(
                 "WITH RECURSIVE line AS (SELECT version, parent FROM dataset_version WHERE system = :s AND version = :v UNION "

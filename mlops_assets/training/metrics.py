@@ -308,6 +308,52 @@ def best_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return found
 
 
+def best_cut(suspicion: np.ndarray, hateful: np.ndarray, max_false_flags: float) -> float:
+    """The least suspicion to be flagged, by the best F1 of flagging among the cuts that flag at most `max_false_flags` of the other rows.
+
+    It lies between two values that occur. 0.5 where there is nothing of either kind to choose by; where even the first flags are too many,
+    above them all.
+    """
+    if hateful.all() or not hateful.any():
+        return 0.5
+    order = np.argsort(-suspicion, kind="stable")
+    ranked, right = suspicion[order], np.cumsum(hateful[order])
+    wrong = np.arange(1, len(ranked) + 1) - right
+    f1 = 2 * right / (right + wrong + hateful.sum())
+    ends = np.append(ranked[:-1] > ranked[1:], True)  # equal values are flagged together
+    allowed = ends & (wrong <= max_false_flags * (~hateful).sum())
+    if not allowed.any():
+        return float(np.clip((ranked[0] + 1) / 2, 0.01, 0.99))
+    best = int(np.argmax(np.where(allowed, f1, -1.0)))
+    lower = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float(np.clip((ranked[best] + lower) / 2, 0.01, 0.99))
+
+
+def flagging(flagged: np.ndarray, hateful: np.ndarray) -> dict[str, float]:
+    """f1_any, recall_any: of whether anything is said of a row. false_flag_rate: of the rows of which nothing is true, those flagged."""
+    precision, recall, f1 = (float(part[0]) for part in precision_recall_f1(hits(flagged[:, None], hateful[:, None])))
+    return {"f1_any": f1, "recall_any": recall, "false_flag_rate": float(flagged[~hateful].mean()) if not hateful.all() else 0.0}
+
+
+def false_flags_at_recall(suspicion: np.ndarray, hateful: np.ndarray, recall: float) -> float:
+    """Share of the rows of which nothing is true that are flagged by the highest cut that finds `recall` of the others."""
+    found = np.sort(suspicion[hateful])[::-1]
+    cut = found[max(0, math.ceil(recall * len(found)) - 1)]
+    return float((suspicion[~hateful] >= cut).mean())
+
+
+def flags_all_or_nothing(truth: np.ndarray, clean: int) -> dict[str, dict[str, float]]:
+    """Trivial answers of a model of several labels: "flags everything" and "flags nothing" -> metrics."""
+    hateful = truth[:, clean] == 0
+    said = np.zeros(truth.shape, bool)
+    said[:, clean] = True
+    nothing = several_labels(said.astype(float), truth, said)
+    return {
+        "flags everything": {"f1_any": flagging(np.ones(len(truth), bool), hateful)["f1_any"]},
+        "flags nothing": {"f1": nothing["f1"], "accuracy": nothing["accuracy"], "f1_any": 0.0},
+    }
+
+
 def several_labels_intervals(
     probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray, *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:

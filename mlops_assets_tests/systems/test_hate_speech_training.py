@@ -77,7 +77,7 @@ def make_context(table: CleanedTable, workdir: Path, variant: str = "anew", **pa
         variant=variant,
         table=table,
         config=CONFIG,
-        parameters=training.parameters(CONFIG, variant, {**TINY, **parameters}),
+        parameters=training.parameters(CONFIG, variant, {**({} if variant == "linear" else TINY), **parameters}),
         seed=7,
         fingerprint="f" * 64,
         workdir=workdir,
@@ -111,7 +111,7 @@ def made(table: CleanedTable, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_every_parameter_has_a_default_and_a_type() -> None:
     for variant in training.VARIANTS:
         found = training.parameters(CONFIG, variant)
-        assert set(found) == set(training.BERT_PARAMETERS)
+        assert set(found) == set(training.BASELINE_PARAMETERS if variant == "linear" else training.BERT_PARAMETERS)
         assert training.resolve(CONFIG, variant, found).flat == found
     gentle, anew = (training.parameters(CONFIG, variant)["learning_rate"] for variant in ("from_champion", "anew"))
     assert gentle < anew
@@ -159,7 +159,9 @@ def test_what_is_measured_is_what_is_served(made: Made) -> None:
     answers = training.load_predictor(made.bundle, 1).predict(rows.texts)
     right = [answer["labels"] == labels for answer, labels in zip(answers, rows.labels, strict=True)]
     assert list(found.correct) == right and found.metrics["accuracy"] == pytest.approx(sum(right) / len(rows))
-    assert {"lrap", "f1", "micro_f1", "precision", "recall", "loss", "ece", "false_flag_rate", "f1_연령"} <= set(found.metrics)
+    assert {"lrap", "f1", "micro_f1", "precision", "recall", "loss", "ece", "f1_any", "recall_any", "f1_연령"} <= set(found.metrics)
+    rates = {"false_flag_rate", "false_flag_rate_named", "false_flag_rate_neutral", "false_flag_rate_at_recall_90"}
+    assert {name for name in found.metrics if name.startswith("false_flag_rate")} == rates <= set(found.support)
     assert {row["label"] for row in found.tables["labels"]} == set(LABELS)
     assert [picture.title for picture in found.pictures] == ["precision_recall", "calibration"]
     assert all(len(picture.png) <= 64 * 1024 for picture in found.pictures)
@@ -168,7 +170,18 @@ def test_what_is_measured_is_what_is_served(made: Made) -> None:
     flags = {row["names"]: row for row in found.tables["false_flags"]}
     assert set(flags) == {*named, "all"} and flags["all"]["rows"] == len(clean)
     flagged = sum(answers[row]["labels"] != ["clean"] for row, _ in clean)
-    assert found.metrics["false_flag_rate"] == pytest.approx(flagged / len(clean))
+    assert found.metrics["false_flag_rate_named"] == pytest.approx(flagged / len(clean)) and found.support["false_flag_rate_named"] == len(
+        clean
+    )
+    all_clean = [row for row, labels in enumerate(rows.labels) if labels == ["clean"]]
+    wrongly = sum(answers[row]["labels"] != ["clean"] for row in all_clean)
+    assert found.metrics["false_flag_rate"] == pytest.approx(wrongly / len(all_clean)) and len(all_clean) > len(clean)
+    assert set(found.trivial) == {"flags everything", "flags nothing"}
+    assert (
+        found.metrics["f1_any"]
+        > found.trivial["flags everything"]["f1_any"]
+        == pytest.approx(2 * (len(rows) - len(all_clean)) / (2 * len(rows) - len(all_clean)))
+    )
     lengths = [figures["rows"] for name, figures in found.slices.items() if "characters" in name]
     assert sum(lengths) == len(rows)
 
@@ -197,6 +210,58 @@ def test_a_champion_is_gone_on_from(made: Made, tmp_path: Path) -> None:
     assert child.metrics["validation_lrap"] == pytest.approx(made.trained.metrics["validation_lrap"], abs=1e-6)
     scratch = training.train(dataclasses.replace(context, workdir=tmp_path / "scratch"))
     assert scratch.metrics["validation_lrap"] < 0.8
+
+
+@pytest.fixture(scope="module")
+def baseline(table: CleanedTable, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    work = tmp_path_factory.mktemp("linear")
+    context = make_context(table, work / "run", "linear")
+    trained = training.train(context)
+    training.export(trained, context, work / "bundle")
+    return Made(context, trained, work / "bundle")
+
+
+def test_the_baseline_says_several_labels_a_comment_and_is_measured_alike(baseline: Made, made: Made) -> None:
+    assert training.SYSTEM.baseline == training.SYSTEM.variants[0] == "linear"
+    assert set(files_of(baseline.bundle)) == {"bundle.json", "golden.json", "linear.safetensors"}
+    answers = training.load_predictor(baseline.bundle, 1).predict(["노인 스님 역겹다 오늘", "노인 친절 오늘", "부산 역겹다 어제"])
+    assert [answer["labels"] for answer in answers] == [["연령", "종교"], ["clean"], ["지역"]]
+    ours, theirs = (training.evaluate(one.bundle, baseline.context.table, 1) for one in (baseline, made))
+    assert set(ours.metrics) == set(theirs.metrics) and ours.holdout_sha256 == theirs.holdout_sha256 and ours.metrics["lrap"] > 0.95
+
+
+def test_the_cut_keeps_to_its_limit(table: CleanedTable) -> None:
+    """Of scores that tell little, under limits that bind; control: without a limit nearly everything is flagged."""
+    random_ = np.random.default_rng(3)
+    hateful = random_.random(2000) < 0.75
+    suspicion = np.clip(0.2 * hateful + random_.random(2000) * 0.8, 0, 1)
+    for limit in (0.05, 0.2, 0.35):
+        cut = metrics.best_cut(suspicion, hateful, limit)
+        assert limit - 0.02 < (suspicion[~hateful] >= cut).mean() <= limit
+    assert (suspicion[~hateful] >= metrics.best_cut(suspicion, hateful, 0.999)).mean() > 0.6
+    assert metrics.best_cut(suspicion, np.ones(2000, bool), 0.3) == 0.5
+
+
+def test_a_first_flag_that_is_wrong_leaves_nothing_flagged() -> None:
+    suspicion, hateful = np.array([0.9, 0.8, 0.7]), np.array([False, True, True])
+    assert (suspicion < metrics.best_cut(suspicion, hateful, 0.5)).all()
+
+
+def test_false_flags_at_a_recall_are_those_of_the_highest_cut_that_reaches_it() -> None:
+    suspicion = np.array([0.9, 0.8, 0.7, 0.6, 0.95, 0.65, 0.1])
+    hateful = np.array([True, True, True, True, False, False, False])
+    assert metrics.false_flags_at_recall(suspicion, hateful, 0.75) == pytest.approx(1 / 3)
+    assert metrics.false_flags_at_recall(suspicion, hateful, 0.9) == pytest.approx(2 / 3)
+
+
+def test_neutral_sentences_are_in_no_training(baseline: Made) -> None:
+    from mlops_assets.systems.hate_speech.neutral import sentences
+
+    assert len(set(sentences())) == len(sentences()) > 100
+    found = training.evaluate(baseline.bundle, baseline.context.table, 1)
+    said = training.load_predictor(baseline.bundle, 1).predict(sentences())
+    flagged = [answer["labels"] != ["clean"] for answer in said]
+    assert found.metrics["false_flag_rate_neutral"] == pytest.approx(sum(flagged) / len(flagged))
 
 
 def test_int8_that_says_other_labels_is_not_kept(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,17 +105,31 @@ class LabelRule:
     Attributes:
         thresholds: a label with at least so much probability is one of them; what stands in the fallback's place is not read.
         fallback: number of the label that stands alone: said when there is no other, never beside another.
+        cut: a text has another label when, and only when, 1 - the fallback's probability reaches it; then the label nearest to its
+            threshold is said where none reaches its own. None: thresholds alone decide, as in bundles of before there was a cut.
     """
 
     thresholds: tuple[float, ...]
     fallback: int
+    cut: float | None = None
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """bool [rows, labels] for probabilities [rows, labels]: at least one label a row."""
-        said = probabilities >= np.asarray(self.thresholds)
+        thresholds = np.asarray(self.thresholds)
+        said = probabilities >= thresholds
         said[:, self.fallback] = False
+        if self.cut is not None:
+            nearness = probabilities / thresholds
+            nearness[:, self.fallback] = -1.0
+            none = ~said.any(axis=1)
+            said[none, nearness[none].argmax(axis=1)] = True
+            said[self.suspicion(probabilities) < self.cut] = False
         said[:, self.fallback] = ~said.any(axis=1)
         return said
+
+    def suspicion(self, probabilities: np.ndarray) -> np.ndarray:
+        """1 - the fallback's probability, by row: what `cut` is compared with."""
+        return np.asarray(1 - probabilities[:, self.fallback])
 
 
 class TextPredictor(ABC):
@@ -171,6 +185,8 @@ class TextPredictor(ABC):
         if self.rule is None:
             return {"text": text, "label": labels[0], "confidence": row[numbers[0]], "probs": probs}
         none_else = 1 - max(p for number, p in enumerate(row) if number != self.rule.fallback)
+        if self.rule.cut is not None:  # the rule asked the fallback itself
+            none_else = row[self.rule.fallback]
         confidence = none_else if numbers == [self.rule.fallback] else min(row[number] for number in numbers)
         return {"text": text, "label": JOINT.join(labels), "labels": labels, "confidence": confidence, "probs": probs}
 
@@ -349,14 +365,17 @@ def _linear(folder: Path, spec: Mapping[str, Any]) -> LinearPredictor:
 
 
 def _label_rule(spec: Mapping[str, Any]) -> LabelRule:
-    """Raises ValueError: no label that stands alone, or not a threshold between 0 and 1 for each other one."""
+    """Raises ValueError: no label that stands alone, not a threshold between 0 and 1 for each other one, or a cut that is none."""
     labels, thresholds, fallback = list(spec["labels"]), spec.get("thresholds"), spec.get("fallback")
     if fallback not in labels:
         raise ValueError(f"fallback {fallback!r} is none of the labels {labels}")
     others = set(labels) - {fallback}
     if not isinstance(thresholds, dict) or set(thresholds) != others or not all(0 < float(t) < 1 for t in thresholds.values()):
         raise ValueError(f"bundle.json must name a threshold between 0 and 1 for each label but {fallback}, it has {thresholds!r}")
-    return LabelRule(tuple(float(thresholds.get(label, 1)) for label in labels), labels.index(fallback))
+    cut = spec.get("cut")
+    if cut is not None and not (isinstance(cut, int | float) and 0 < cut < 1):
+        raise ValueError(f"the cut must lie between 0 and 1, bundle.json has {cut!r}")
+    return LabelRule(tuple(float(thresholds.get(label, 1)) for label in labels), labels.index(fallback), cut)
 
 
 @lru_cache(maxsize=8)

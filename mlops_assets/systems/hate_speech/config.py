@@ -8,11 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from mlops_assets.ingest.cleaning import CleaningRules
 from mlops_assets.ingest.comment_source import CommentsSection
+from mlops_assets.kinds.text.config import LINEAR, LinearSection
 from mlops_assets.settings import Strict, SystemConfig
 from mlops_assets.training.config import BertSection, TextTrainingSection
 
-#: The two ways of training; each has its own assets, and the gate chooses on the same holdout.
-VARIANTS: Final = ("anew", "from_champion")
+#: The ways of training a network.
+NETWORKS: Final = ("anew", "from_champion")
+#: Each has its own assets, and the gate chooses on the same holdout. The baseline comes first.
+VARIANTS: Final = (LINEAR, *NETWORKS)
 #: Joins labels where one value has to hold them all; no label may contain it.
 JOINT: Final = ", "
 
@@ -52,7 +55,9 @@ class DatasetSection(Strict):
     comment_files: tuple[str, ...] = ("comments*.jsonl",)
     """Glob patterns of files with a comment a line, as cut from the ledger of comments: `source`, `id`, `text`, `labels`, `deleted`."""
     groups: dict[str, tuple[str, ...]] = {}
-    """Label -> words that only name its group. Clean comments with one of them must not be flagged: `false_flag_rate`."""
+    """Label -> words that only name its group. Clean comments with one of them must not be flagged: `false_flag_rate_named`."""
+    max_false_flags: float = Field(default=0.35, gt=0, lt=1)
+    """Of the clean comments of validation, the share that may be flagged: the cut on 1 - clean is chosen under it."""
     cleaning: CleaningRules = CleaningRules()
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     holdout_fraction: float = Field(default=0.2, gt=0, lt=0.5)
@@ -93,6 +98,7 @@ class ModelSection(BertSection):
 
 class HateSpeechConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
+    linear: LinearSection = LinearSection(bits=19)
     models: dict[str, ModelSection]
     comments: CommentsSection | None = None
     """The application's table of new comments; null: there is none."""
@@ -101,8 +107,8 @@ class HateSpeechConfig(SystemConfig):
     def _names_exist(self) -> HateSpeechConfig:
         if self.project.dataset not in self.datasets:
             raise ValueError(f"project.dataset {self.project.dataset!r} is not one of {sorted(self.datasets)}")
-        if set(self.models) != set(VARIANTS):
-            raise ValueError(f"models must be exactly {' and '.join(VARIANTS)}")
+        if set(self.models) != set(NETWORKS):
+            raise ValueError(f"models must be exactly {' and '.join(NETWORKS)}")
         if self.project.model not in VARIANTS:
             raise ValueError(f"project.model {self.project.model!r} is not one of {', '.join(VARIANTS)}")
         moderation = self.comments and self.comments.moderation

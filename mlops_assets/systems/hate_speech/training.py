@@ -1,6 +1,6 @@
 """hate_speech's half of the model lifecycle: train, export, evaluate, predict, and the one `SYSTEM` that `lifecycle/` takes.
 
-A comment has several labels; `clean` stands alone: it is said when, and only when, no other label reaches its threshold. Accuracy is the
+A comment has several labels; `clean` stands alone: it is said when, and only when, 1 - its probability stays below the cut. Accuracy is the
 share of comments of which the whole set of labels is right, and that is what the paired test against the champion compares. Belongs here:
 what is particular to hateful comments. Does not belong here: the run itself (`training/trainer.py`), Dagster. Nothing heavy is imported
 when this module is.
@@ -9,11 +9,13 @@ when this module is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.kinds.text import linear
+from mlops_assets.kinds.text.config import LINEAR, LINEAR_PARAMETERS, LinearSection
 from mlops_assets.lifecycle.report import CLASSIFIER, METRICS
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.systems.hate_speech.config import JOINT, VARIANTS, DatasetSection, HateSpeechConfig, ModelSection
@@ -40,12 +42,15 @@ UNTUNED = 0.5
 # --- parameters -----------------------------------------------------------------------------------------------------------------
 
 
+BASELINE_PARAMETERS: Mapping[str, type] = {"dataset": str, "sampling_rate": float, **LINEAR_PARAMETERS}
+
+
 @dataclass(frozen=True)
 class Choice:
     """What one training uses, after overrides."""
 
     dataset: DatasetSection
-    model: ModelSection
+    model: ModelSection | LinearSection
     flat: Mapping[str, Any]
 
 
@@ -57,10 +62,13 @@ def parameters(config: HateSpeechConfig, variant: str, given: Mapping[str, Any] 
     """
 
     def sections(given: Mapping[str, Any]) -> dict[str, Any]:
-        dataset = str(given.get("dataset", config.project.dataset))
-        return flat(dataset, chosen("데이터셋", dataset, config.datasets), config.models[variant])
+        name = str(given.get("dataset", config.project.dataset))
+        dataset = chosen("데이터셋", name, config.datasets)
+        if variant == LINEAR:
+            return {"dataset": name, "sampling_rate": dataset.sampling_rate, **config.linear.model_dump(mode="json")}
+        return flat(name, dataset, config.models[variant])
 
-    return override(given or {}, BERT_PARAMETERS, sections)
+    return override(given or {}, BASELINE_PARAMETERS if variant == LINEAR else BERT_PARAMETERS, sections)
 
 
 def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) -> Choice:
@@ -70,7 +78,10 @@ def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) ->
         SettingsError: an unknown name or a bad value, with the choices.
     """
     values = parameters(config, variant, given)
-    return Choice(*valid(lambda: unflat(values, config.datasets[values["dataset"]], config.models[variant])), values)
+    dataset = config.datasets[values["dataset"]]
+    if variant == LINEAR:
+        return valid(lambda: Choice(*linear.sections(values, dataset), values))
+    return Choice(*valid(lambda: unflat(values, dataset, config.models[variant])), values)
 
 
 def _choice(context: TrainContext, given: Mapping[str, Any]) -> Choice:
@@ -113,26 +124,39 @@ def train(context: TrainContext) -> Trained:
         ValueError: no rows to train on.
         Diverged: no figure on validation was ever a number.
     """
-    import torch
-
-    from mlops_assets.training import attempt, bert
+    from mlops_assets.kinds.text.predict import LabelRule
     from mlops_assets.training.metrics import several_labels, sigmoid
-    from mlops_assets.training.text import TextExamples
 
     choice = _choice(context, context.parameters)
-    if finished := attempt.finished(context, choice.flat):
-        return finished
-    labels, length = choice.dataset.labels, choice.dataset.max_length
+    labels = choice.dataset.labels
     rows, validation = rows_of(context.table, "train").sample(choice.dataset.sampling_rate), rows_of(context.table, "validation")
-    torch.manual_seed(context.seed)
-    net, tokenizer = bert.network(choice.model, labels, rows.texts, length, context.parent)
-    log.info("training on %d comments, validating on %d, %d tokens", len(rows), len(validation), tokenizer.get_vocab_size())
-    untuned = _rule(choice.dataset)
+    untuned = LabelRule((UNTUNED,) * len(labels), labels.index(choice.dataset.clean))
 
     def measure(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         probabilities = sigmoid(logits)
         return several_labels(probabilities, truth, untuned(probabilities))
 
+    if not isinstance(choice.model, LinearSection):
+        return _train_network(context, choice, rows, validation, measure)
+    measured = (validation.texts, truth_of(validation, labels))
+    return linear.train(context, choice.model, rows.texts, truth_of(rows, labels) > 0, measured, measure, choice.flat)
+
+
+def _train_network(
+    context: TrainContext, choice: Choice, rows: Rows, validation: Rows, measure: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+) -> Trained:
+    import torch
+
+    from mlops_assets.training import attempt, bert
+    from mlops_assets.training.text import TextExamples
+
+    assert isinstance(choice.model, ModelSection)
+    if finished := attempt.finished(context, choice.flat):
+        return finished
+    labels, length = choice.dataset.labels, choice.dataset.max_length
+    torch.manual_seed(context.seed)
+    net, tokenizer = bert.network(choice.model, labels, rows.texts, length, context.parent)
+    log.info("training on %d comments, validating on %d, %d tokens", len(rows), len(validation), tokenizer.get_vocab_size())
     fitted, metrics = attempt.fit(
         context,
         bert.trainable(net, choice.model, tokenizer, multi_label=True),
@@ -144,65 +168,94 @@ def train(context: TrainContext) -> Trained:
     return attempt.keep(context, fitted, metrics, choice.flat, lambda folder: bert.save(net, tokenizer, folder))
 
 
-def _rule(section: DatasetSection, thresholds: Sequence[float] | None = None) -> LabelRule:
-    from mlops_assets.kinds.text.predict import LabelRule
-
-    return LabelRule(tuple(thresholds or [UNTUNED] * len(section.labels)), section.labels.index(section.clean))
-
-
 # --- export ---------------------------------------------------------------------------------------------------------------------
 
 
+def tuned(probabilities: np.ndarray, truth: np.ndarray, section: DatasetSection) -> LabelRule:
+    """The rule of the best figures on validation: a cut on 1 - clean under `max_false_flags`, then each label's threshold behind it."""
+    import numpy as np
+
+    from mlops_assets.kinds.text.predict import LabelRule
+    from mlops_assets.training.metrics import best_cut, best_thresholds
+
+    clean = section.labels.index(section.clean)
+    suspicion = 1 - probabilities[:, clean]
+    cut = round(best_cut(suspicion, truth[:, clean] == 0, section.max_false_flags), 6)
+    behind = np.where(suspicion[:, None] >= cut, probabilities, 0.0)
+    return LabelRule(tuple(float(round(t, 6)) for t in best_thresholds(behind, truth)), clean, cut)
+
+
 def export(trained: Trained, context: TrainContext, folder: Path) -> None:
-    """Write the bundle into `folder`: ONNX (int8 where it answers as well as fp32), tokenizer, labels, thresholds, calibration, golden
-    samples.
+    """Write the bundle into `folder`: the n-grams' tables, or ONNX (int8 where it answers as well as fp32) and tokenizer; labels, the rule
+    that says which a comment has, calibration, golden samples.
 
     The precision-recall curve of every label on validation, as the bundle answers, goes to TensorBoard beside the training's figures.
 
     Raises:
         ExportDiffers: ONNX answers differently than torch.
     """
-    from mlops_assets.kinds.text.predict import load_network
-    from mlops_assets.training import attempt, bert, text
+    from mlops_assets.training import attempt, text
     from mlops_assets.training import export as writing
-    from mlops_assets.training.metrics import best_thresholds, fit_temperature, sigmoid
+    from mlops_assets.training.metrics import fit_temperature, sigmoid
 
     choice = _choice(context, trained.parameters)
     section = choice.dataset
     validation = rows_of(context.table, "validation")
     texts, truth = validation.texts[:JUDGED_ROWS], truth_of(validation, section.labels)[:JUDGED_ROWS]
+    if isinstance(choice.model, LinearSection):
+        more, precision = linear.export(trained.folder, folder, choice.model), "fp16"
+        _describe(folder, section, precision, **more)
+        logits = load_predictor(folder, context.threads).predict_logits(texts)
+    else:
+        more = {"max_length": section.max_length}
+        logits, precision = _export_network(trained, context, choice, folder, texts, truth)
+    temperature = fit_temperature(logits, truth)
+    probabilities = sigmoid(logits / temperature)
+    _describe(folder, section, precision, temperature, tuned(probabilities, truth, section), **more)
+    writing.write_golden(folder, list(text.golden(validation)), load_predictor(folder, context.threads).probabilities)
+    attempt.log_curves(context, section.labels, probabilities, truth, int(trained.metrics.get("best_step", 0)))
+
+
+def _export_network(
+    trained: Trained, context: TrainContext, choice: Choice, folder: Path, texts: Sequence[str], truth: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Write the network; its logits of `texts` and its precision."""
+    from mlops_assets.kinds.text.predict import load_network
+    from mlops_assets.training import bert
+    from mlops_assets.training import export as writing
+    from mlops_assets.training.metrics import sigmoid
+
+    section, model = choice.dataset, choice.model
+    assert isinstance(model, ModelSection)
     bert.export_fp32(trained.folder, section.labels, folder, max_length=section.max_length, threads=context.threads)
+    _describe(folder, section, "fp32", max_length=section.max_length)
 
     def logits_now() -> np.ndarray:
         return load_predictor(folder, context.threads).predict_logits(texts)
 
-    def tuned(logits: np.ndarray, temperature: float = 1.0) -> list[float]:
-        return [float(round(t, 6)) for t in best_thresholds(sigmoid(logits / temperature), truth)]
-
-    _describe(folder, section, "fp32", 1.0, [UNTUNED] * len(section.labels))
-    logits, precision = logits_now(), "fp32"
-    if choice.model.int8:
-        fp32, rule = logits, _rule(section, tuned(logits))
-        learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
-        logits, precision = writing.to_int8(
-            folder,
-            fp32,
-            logits_now,
-            lambda int8: writing.int8_quality_of_labels(fp32, int8, truth, lambda found: rule(sigmoid(found))),
-            writing.quantize(load_network(folder, context.threads).feeds(learned)),
-        )
-    temperature = fit_temperature(logits, truth)
-    _describe(folder, section, precision, temperature, tuned(logits, temperature))
-    predictor = load_predictor(folder, context.threads)
-    writing.write_golden(folder, list(text.golden(validation)), predictor.probabilities)
-    attempt.log_curves(context, section.labels, sigmoid(logits / temperature), truth, int(trained.metrics.get("best_step", 0)))
+    fp32 = logits_now()
+    if not model.int8:
+        return fp32, "fp32"
+    rule = tuned(sigmoid(fp32), truth, section)
+    learned = rows_of(context.table, "train").texts[: writing.CALIBRATION_ROWS]
+    return writing.to_int8(
+        folder,
+        fp32,
+        logits_now,
+        lambda int8: writing.int8_quality_of_labels(fp32, int8, truth, lambda found: rule(sigmoid(found))),
+        writing.quantize(load_network(folder, context.threads).feeds(learned)),
+    )
 
 
-def _describe(folder: Path, section: DatasetSection, precision: str, temperature: float, thresholds: Sequence[float]) -> None:
+def _describe(
+    folder: Path, section: DatasetSection, precision: str, temperature: float = 1.0, rule: LabelRule | None = None, **more: Any
+) -> None:
+    """Without a rule: not tuned yet."""
     from mlops_assets.training.export import write_spec
 
+    thresholds, cut = (rule.thresholds, rule.cut) if rule else ((UNTUNED,) * len(section.labels), UNTUNED)
     others = {label: value for label, value in zip(section.labels, thresholds, strict=True) if label != section.clean}
-    more = {"max_length": section.max_length, "thresholds": others, "fallback": section.clean}
+    more |= {"thresholds": others, "fallback": section.clean, "cut": cut}
     write_spec(folder, "hate_speech", "text-labels", section.labels, precision, temperature, **more)
 
 
@@ -232,17 +285,20 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
     labels = predictor.labels
     probabilities, truth = predictor.probabilities(rows.texts), truth_of(rows, labels)
     said = predictor.rule(probabilities)
-    flags = false_flags(table, said, truth, labels, predictor.rule.fallback)
+    clean, suspicion = predictor.rule.fallback, predictor.rule.suspicion(probabilities)
+    flags = false_flags(table, said, truth, labels, clean)
+    rates, behind = flag_figures(predictor, suspicion, said, truth[:, clean] > 0, flags)
     found = metrics.several_labels(probabilities, truth, said)
     intervals = metrics.several_labels_intervals(probabilities, truth, said)
     by_label = label_rows(probabilities, truth, said, labels)
     of_labels = {f"{figure}_{row['label']}": row[figure] for figure in ("f1", "recall") for row in by_label if row["rows"]}
     return Evaluation(
-        metrics=found | of_labels | ({"false_flag_rate": flags[-1]["rate"]} if flags else {}),
-        support={f"recall_{row['label']}": row["rows"] for row in by_label} | ({"false_flag_rate": flags[-1]["rows"]} if flags else {}),
+        metrics=found | of_labels | rates,
+        support={f"recall_{row['label']}": row["rows"] for row in by_label} | behind,
         rows=len(rows),
         holdout_sha256=rows.sha256,
         correct=(said == (truth > 0)).all(axis=1).tolist(),
+        trivial=metrics.flags_all_or_nothing(truth, clean),
         slices=_slices(text.by_length(rows.texts), truth, said, labels),
         tables={
             "labels": by_label,
@@ -255,6 +311,31 @@ def evaluate(folder: Path, table: CleanedTable, threads: int) -> Evaluation:
             Picture("calibration", plots.calibration(*_yes_and_no(probabilities, truth))),
         ),
     )
+
+
+def flag_figures(
+    predictor: TextPredictor, suspicion: np.ndarray, said: np.ndarray, is_clean: np.ndarray, flags: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Whether anything is said at all, rightly or wrongly, and the rows behind each figure that has not all of them.
+
+    `false_flag_rate` is of all clean comments, `false_flag_rate_named` of those that name a group, `false_flag_rate_neutral` of the
+    sentences of `neutral.py`; `false_flag_rate_at_recall_90` is what 90 % of the hateful ones found would cost, wherever the cut lies.
+    """
+    from mlops_assets.systems.hate_speech.neutral import sentences
+    from mlops_assets.training import metrics
+
+    assert predictor.rule is not None
+    flagged = ~said[:, predictor.rule.fallback]
+    neutral = ~predictor.rule(predictor.probabilities(sentences()))[:, predictor.rule.fallback]
+    found = metrics.flagging(flagged, ~is_clean)
+    behind = {"recall_any": int((~is_clean).sum()), "false_flag_rate": int(is_clean.sum())}
+    if flags:
+        found["false_flag_rate_named"], behind["false_flag_rate_named"] = flags[-1]["rate"], flags[-1]["rows"]
+    if is_clean.any() and not is_clean.all():
+        found["false_flag_rate_at_recall_90"] = metrics.false_flags_at_recall(suspicion, ~is_clean, 0.90)
+        behind["false_flag_rate_at_recall_90"] = int(is_clean.sum())
+    found["false_flag_rate_neutral"], behind["false_flag_rate_neutral"] = float(neutral.mean()), len(neutral)
+    return found, behind
 
 
 def label_rows(probabilities: np.ndarray, truth: np.ndarray, said: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -344,9 +425,14 @@ SYSTEM = ModelSystem(
     load_predictor=load_predictor,
     open_table=open_table,
     variant_parameters=lambda config, variant, given: resolve(config, variant, given).flat,
-    parameter_names=BERT_PARAMETERS,
+    parameter_names={**BERT_PARAMETERS, **BASELINE_PARAMETERS},
     variants=VARIANTS,
+    baseline=LINEAR,
     metrics=(*METRICS, "lrap"),
-    directions={**CLASSIFIER, "lrap": "more", "micro_f1": "more", "f1_*": "more", "recall_*": "more", "false_flag_rate": "less"},
+    directions={
+        **CLASSIFIER,
+        **dict.fromkeys(("lrap", "micro_f1", "f1_*", "recall_*"), "more"),
+        "false_flag_rate*": "less",
+    },
     from_champion=("from_champion",),
 )

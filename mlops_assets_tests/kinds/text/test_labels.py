@@ -52,6 +52,31 @@ def test_every_text_has_a_label_and_clean_stands_alone(rows: list[list[float]]) 
     assert (said[:, :3] == (np.array(rows)[:, :3] >= (0.3, 0.5, 0.9))).all()
 
 
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=20))
+def test_a_cut_alone_decides_whether_anything_is_said(rows: list[list[float]]) -> None:
+    probabilities = np.array(rows)
+    said = LabelRule((0.3, 0.5, 0.9, 1.0), 3, 0.4)(probabilities)
+    assert (said[:, 3] == (1 - probabilities[:, 3] < 0.4)).all() and (said[:, 3] == ~said[:, :3].any(axis=1)).all()
+    over = probabilities[:, :3] >= (0.3, 0.5, 0.9)
+    flagged = ~said[:, 3]
+    clear = flagged & over.any(axis=1)
+    assert (said[clear, :3] == over[clear]).all() and (said[flagged & ~over.any(axis=1), :3].sum(axis=1) == 1).all()
+
+
+def test_the_label_nearest_to_its_threshold_is_said_when_none_reaches_its_own() -> None:
+    assert LabelRule((0.8, 0.3, 1.0), 2, 0.4)(np.array([[0.4, 0.2, 0.5]])).tolist() == [[False, True, False]]
+
+
+def test_a_bundle_of_before_has_no_cut_and_answers_as_it_did(tmp_path: Path, predictor: TextPredictor) -> None:
+    texts = ["별로", "최고", "나쁜 영화"]
+    assert predictor.rule is not None and predictor.rule.cut is None
+    with_cut = load_text_predictor(labels_bundle(tmp_path / "cut", cut=0.5), 1)
+    assert [answer["labels"] for answer in predictor.predict(texts)] == [["욕설"], ["clean"], ["clean"]]
+    answers = with_cut.predict(texts)
+    assert [answer["labels"] == ["clean"] for answer in answers] == [1 - answer["probs"]["clean"] < 0.5 for answer in answers]
+    assert all(answer["confidence"] == answer["probs"]["clean"] for answer in answers if answer["labels"] == ["clean"])
+
+
 def test_it_is_served(tmp_path: Path) -> None:
     assert loading.load(labels_bundle(tmp_path), "hate_speech", 1).kind == "text-labels"
 
@@ -65,6 +90,9 @@ def test_it_is_served(tmp_path: Path) -> None:
         ({"thresholds": {"욕설": 0.0}}, "between 0 and 1"),
         ({"thresholds": {"욕설": float("nan")}}, "between 0 and 1"),
         ({"fallback": "없음"}, "fallback '없음' is none"),
+        ({"cut": 0}, "cut must lie between 0 and 1"),
+        ({"cut": "0.5"}, "cut must lie between 0 and 1"),
+        ({"cut": float("nan")}, "cut must lie between 0 and 1"),
         ({"kind": "text-sounds"}, "text-sounds"),
     ],
 )
