@@ -1,4 +1,4 @@
-"""hate_speech from landed UnSmile files to a served answer, then a version that extends it: anew beside going on from the champion."""
+"""hate_speech from landed UnSmile files to an answer of the baseline; then a network in production, and a version that extends its data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from sqlalchemy import text
 
 from mlops_assets.definitions import build_defs
 from mlops_assets.ingest.objects import land
-from mlops_assets.lifecycle import clients
+from mlops_assets.lifecycle import clients, outbox, pipeline, promotion
+from mlops_assets.lifecycle.registrar import Registrar
 from mlops_assets.sample_data import write_comments
-from mlops_assets.settings import REPOSITORY
+from mlops_assets.settings import REPOSITORY, load_config
 from mlops_assets.store import ObjectStore
+from mlops_assets.systems.hate_speech.config import HateSpeechConfig
+from mlops_assets.systems.hate_speech.training import SYSTEM
 from mlops_assets_tests.conftest import wait_for
 from mlops_assets_tests.integration.test_sentiment import tick
 
@@ -67,10 +70,10 @@ def test_comments_in_a_model_per_label_out_and_the_next_goes_on_from_it(small, e
     assert not refusal.passed and "<" in str(refusal.metadata["why"].value)
     metadata = good.asset_materializations_for_node("hate_speech__anew__evaluation_report")[0].metadata
     assert metadata["metric/lrap"].value > 0.8 and {"labels", "false_flags", "worst_errors"} <= set(metadata)
-    # There was no champion to go on from: nothing failed, nothing was made, and the page says why.
+    # There was no champion of a network to go on from: nothing failed, nothing was made, and the page says why.
     assert good.asset_materializations_for_node("hate_speech__from_champion__trained_model") == []
     observed = good.asset_observations_for_node("hate_speech__from_champion__trained_model")
-    assert "no champion yet" in str(observed[0].metadata["skipped"].value)
+    assert "no champion yet" in str(observed[0].metadata["skipped"].value) or "is of linear" in str(observed[0].metadata["skipped"].value)
     assert good.asset_materializations_for_node("hate_speech__from_champion__registered_model") == []
 
     # UnSmile stands among the comments with its labels.
@@ -96,11 +99,26 @@ def test_comments_in_a_model_per_label_out_and_the_next_goes_on_from_it(small, e
         assert given.status_code == 201 and (given.json()["right"], given.json()["wrong"]) == (1, 1)
     assert HateSpeechPredictor(settings=small).predict(texts[0])["labels"] == ["연령"]
 
-    # The files of the clients that the team has.
-    state = torch.load(_local(store, "clients/hate_speech/v1/model.pt", tmp_path), weights_only=True)
+    # The baseline is in production: a linear model has no state dict, and no version that goes on from it.
+    with engine.connect() as connection:
+        sql = text("SELECT variant, version FROM receipt WHERE system = 'hate_speech' AND dataset_version = 'good'")
+        versions = {row.variant: row.version for row in connection.execute(sql)}
+        champion, _ = promotion.latest_verified(connection, "hate_speech", "champion", small.public_keys_path)
+    assert champion is not None and champion.version == versions["linear"]
+    with pytest.raises(pipeline.NoParent, match="is of linear: it has no weights of a network"):
+        pipeline.parent_of(pipeline.connect(small), SYSTEM, "from_champion", "good")
+    assert not store.exists(f"clients/hate_speech/v{versions['linear']}/model.pt")
+
+    # A person puts the network in its place, and the files of the clients that the team has follow.
+    network = versions["anew"]
+    config = load_config(HateSpeechConfig, "hate_speech", small.configs)
+    Registrar(engine, small, config, actor="test").produce(version=network, reason="clients read state dicts", override=True)
+    platform = pipeline.connect(small)
+    outbox.deliver(engine, {clients.TOPIC: clients.receiver(platform)})
+    state = torch.load(_local(store, f"clients/hate_speech/v{network}/model.pt", tmp_path), weights_only=True)
     assert state["classifier.weight"].shape[0] == 10
-    assert yaml.safe_load(store.get(clients.latest_key("hate_speech")))["version"] == 1
-    params = clients.read_parameters(_local(store, "clients/hate_speech/v1/params.yaml", tmp_path), "hate_speech")
+    assert yaml.safe_load(store.get(clients.latest_key("hate_speech")))["version"] == network
+    params = clients.read_parameters(_local(store, f"clients/hate_speech/v{network}/params.yaml", tmp_path), "hate_speech")
     assert params.variant == "anew" and params.parameters["layers"] == 1
 
     # A version that extends the champion's: both ways of training, judged on the same rows.
@@ -130,9 +148,10 @@ def test_comments_in_a_model_per_label_out_and_the_next_goes_on_from_it(small, e
             text("SELECT variant, parent_bundle_sha256 FROM attempt WHERE dataset_version = 'good-2' ORDER BY variant")
         )
         attempts = {row.variant: row.parent_bundle_sha256 for row in rows}
-        first = connection.execute(text("SELECT bundle_sha256 FROM receipt WHERE system = 'hate_speech' AND version = 1")).scalar_one()
+        of_network = text("SELECT bundle_sha256 FROM receipt WHERE system = 'hate_speech' AND version = :v")
+        first = connection.execute(of_network, {"v": network}).scalar_one()
         holdouts = connection.execute(text("SELECT DISTINCT holdout_sha256 FROM report WHERE manifest_sha256 <> ''")).all()
-    assert attempts == {"anew": None, "from_champion": first}
+    assert attempts == {"anew": None, "linear": None, "from_champion": first}
     assert len(holdouts) == 2, "good and good-2 have one holdout, the shuffled version its own"
 
 

@@ -92,6 +92,21 @@ def test_it_is_not_moved_to_files_that_are_not_there(files: World) -> None:
     assert latest(files)["version"] == 2, "what was held back is handed out afterwards"
 
 
+def test_a_champion_that_is_no_network_holds_nobody_back(files: World) -> None:
+    """Control: the test above, where a network's weights are awaited."""
+    registered(files, "v1", 0.86, "one")
+    hand_out(files)
+    tables = {"linear.safetensors": File(hashlib.sha256(b"tables").hexdigest(), 6)}
+    made = files.attempt("v2", content="two", weights=tables)
+    files.registrar().register(made.id, files.report(made, {**GOOD, "f1": 0.95, "accuracy": 0.95}))
+    hand_out(files)
+    assert latest(files)["version"] == 1 and not files.store.exists("clients/toy/v2/model.pt")
+    assert hand_out(files) == 0, "nothing waits"
+    registered(files, "v3", 0.99, "three")
+    hand_out(files)
+    assert latest(files)["version"] == 3
+
+
 def test_again_it_writes_nothing_new(files: World) -> None:
     registered(files, "v1", 0.86, "one")
     hand_out(files)
@@ -145,6 +160,8 @@ def test_a_variant_goes_on_from_a_champion_whose_data_it_extends(world: World) -
         parent_of(platform(world), system, "on", "v1")
     weights = {clients.WEIGHTS: File("0" * 64, 1)}
     done = world.registered("v1", GOOD, weights=weights)
+    with pytest.raises(NoParent, match="no weights of a network"):
+        parent_of(platform(world), dataclasses.replace(system, baseline=done.receipt.variant), "on", "v1")
     for version, parent in (("v2", "v1"), ("v3", "v2"), ("other", None)):
         world.dataset(version)
         with world.engine.begin() as connection:

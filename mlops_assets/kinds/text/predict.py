@@ -20,7 +20,7 @@ import numpy as np
 
 from mlops_assets.characters import is_blank
 from mlops_assets.kinds.text import ngrams
-from mlops_assets.kinds.text.config import LINEAR_FILE, LONGEST_NGRAM, MOST_BITS
+from mlops_assets.kinds.text.config import LINEAR_FILE, LONGEST_NGRAM
 from mlops_assets.lifecycle.bundle import BadBundle
 
 if TYPE_CHECKING:
@@ -249,10 +249,12 @@ class LinearPredictor(TextPredictor):
     """
 
     def __init__(self, tables: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> None:
-        """`tables`: `rarity` [2**bits], `weights` [2**bits, columns], `bias` [columns], one for two labels that exclude each other."""
+        """`tables`: `numbers` [n-grams], rising; their `rarity` [n-grams] and `weights` [n-grams, columns]; `bias` [columns]: one
+        column for two labels that exclude each other."""
         super().__init__(spec)
-        self._bits, self._longest = int(spec["ngrams"]["bits"]), int(spec["ngrams"]["longest"])
-        self._rarity, self._weights, self._bias = tables["rarity"], tables["weights"], tables["bias"]
+        self._longest = int(spec["ngrams"]["longest"])
+        self._numbers, self._rarity, self._weights = (tables[name] for name in ("numbers", "rarity", "weights"))
+        self._bias = tables["bias"]
 
     def predict_logits(self, texts: Sequence[str]) -> np.ndarray:
         scores = np.empty((len(texts), len(self._bias)), np.float32)
@@ -262,10 +264,12 @@ class LinearPredictor(TextPredictor):
 
     def _scores(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, columns]."""
-        found = ngrams.count(texts, self._bits, self._longest)
-        values = (1 + np.log(found.counts)) * self._rarity[found.columns].astype(np.float32)
+        found = ngrams.count(texts, self._longest)
+        places = np.minimum(np.searchsorted(self._numbers, found.numbers), len(self._numbers) - 1)
+        known = self._numbers[places] == found.numbers
+        values = (1 + np.log(found.counts)) * np.where(known, self._rarity[places], 0).astype(np.float32)
         norms = np.sqrt(_summed(values**2, found.ends))
-        sums = _summed(values[:, None] * self._weights[found.columns].astype(np.float32), found.ends)
+        sums = _summed(values[:, None] * self._weights[places].astype(np.float32), found.ends)
         return np.asarray(sums / np.maximum(norms, 1e-9)[:, None] + self._bias, np.float32)
 
 
@@ -349,18 +353,21 @@ def _linear(folder: Path, spec: Mapping[str, Any]) -> LinearPredictor:
 
     with safe_open(folder / LINEAR_FILE, "numpy") as file:
         tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    bits, longest = (spec["ngrams"].get(name) for name in ("bits", "longest"))
-    if not isinstance(bits, int) or not isinstance(longest, int) or not (1 <= bits <= MOST_BITS and 1 <= longest <= LONGEST_NGRAM):
-        raise ValueError(f"ngrams must be of 1 to {MOST_BITS} bits and 1 to {LONGEST_NGRAM} letters, bundle.json has {spec['ngrams']!r}")
+    longest = spec["ngrams"].get("longest")
+    if not isinstance(longest, int) or not 1 <= longest <= LONGEST_NGRAM:
+        raise ValueError(f"ngrams must be of 1 to {LONGEST_NGRAM} letters, bundle.json has {spec['ngrams']!r}")
     columns = 1 if len(spec["labels"]) == 2 and spec["kind"] == ONE_LABEL else len(spec["labels"])
-    wanted = {"rarity": (1 << bits,), "weights": (1 << bits, columns), "bias": (columns,)}
+    size = len(tables["numbers"]) if "numbers" in tables and tables["numbers"].dtype == np.int32 else 0
+    wanted = {"numbers": (size,), "rarity": (size,), "weights": (size, columns), "bias": (columns,)}
     shapes = {name: table.shape for name, table in tables.items()}
     if shapes.get("weights", (0, 0))[1:] != (columns,):
         raise BadBundle(
             "wrong_labels", f"{LINEAR_FILE} has weights {shapes.get('weights')}, bundle.json names {len(spec['labels'])} labels"
         )
-    if shapes != wanted or not all(np.isfinite(table).all() for table in tables.values()):
+    if not size or shapes != wanted or not all(np.isfinite(table).all() for table in tables.values()):
         raise ValueError(f"{LINEAR_FILE} must hold finite numbers of the shapes {wanted}, it has {shapes}")
+    if not (tables["numbers"][1:] > tables["numbers"][:-1]).all():
+        raise ValueError(f"{LINEAR_FILE}: the n-grams' numbers must rise")
     return LinearPredictor(tables, spec)
 
 

@@ -98,7 +98,7 @@ class ModelSection(BertSection):
 
 class HateSpeechConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
-    linear: LinearSection = LinearSection(bits=19)
+    linear: LinearSection = LinearSection()
     models: dict[str, ModelSection]
     comments: CommentsSection | None = None
     """The application's table of new comments; null: there is none."""

@@ -20,7 +20,7 @@ from mlops_assets.lifecycle.bundle import BadBundle
 from mlops_assets.serving import loading
 from mlops_assets.training.export import write_golden, write_spec
 
-SECTION = LinearSection(bits=14)
+SECTION = LinearSection()
 GOOD, BAD, RUDE = ("정말 좋은 영화", "최고의 영화 좋아요"), ("나쁜 영화", "정말 별로 나빠요"), ("멍청한 놈", "멍청한 나쁜 놈")
 TEXTS = [f"{text} {number}" for number in range(6) for text in (*GOOD, *BAD, *RUDE)]
 GOOD_ONES = np.array([[text.startswith(GOOD)] for text in TEXTS])
@@ -30,8 +30,7 @@ SEVERAL = ("good", "rude", "clean")
 def bundle(folder: Path, system: str, kind: str, labels: tuple[str, ...], truth: np.ndarray, **more: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(linear.learn(TEXTS, truth, SECTION, 0), folder / LINEAR_FILE)
-    shape = {"bits": SECTION.bits, "longest": SECTION.longest}
-    write_spec(folder, system, kind, labels, "fp16", 1.3, ngrams=shape, **more)
+    write_spec(folder, system, kind, labels, "fp16", 1.3, ngrams={"longest": SECTION.longest}, **more)
     write_golden(folder, TEXTS[:4], load_text_predictor(folder, 1).probabilities)
     return folder
 
@@ -57,7 +56,7 @@ def naive(text: str, longest: int) -> list[str]:
 
 @pytest.mark.parametrize("text", ["영화", " 두  낱말\n셋", "AbC가", "ㅋ", "a" * 40, "👍🏽 좋다"])
 def test_ngrams_are_those_of_both_readings(text: str) -> None:
-    found, wanted = ngrams.count([text], 24, 5), naive(text, 5)
+    found, wanted = ngrams.count([text], 5), naive(text, 5)
     assert sorted(found.counts.tolist()) == sorted(wanted.count(gram) for gram in set(wanted))
 
 
@@ -67,7 +66,7 @@ def test_a_text_without_anything_to_read_has_the_bias_alone() -> None:
 
 
 def test_scores_are_scikit_learns_own(tmp_path: Path) -> None:
-    """On dense features of the n-grams themselves, without a hashed table. Control: without the ratio of naive Bayes they differ."""
+    """On dense features of the n-grams themselves, not hashed. Control: neither of the two models alone has them."""
     grams = [naive(text, SECTION.longest) for text in TEXTS]
     names = sorted({gram for of_text in grams for gram in of_text})
     counts = np.array([[of_text.count(name) for name in names] for of_text in grams], float)
@@ -80,13 +79,14 @@ def test_scores_are_scikit_learns_own(tmp_path: Path) -> None:
     yes, no = there[has].sum(axis=0) + 1.0, there[~has].sum(axis=0) + 1.0
     ratio = np.log((yes / yes.sum()) / (no / no.sum()))
 
-    def theirs(rows: np.ndarray) -> np.ndarray:
-        model = LogisticRegression(C=SECTION.strength, solver="liblinear", dual=True, tol=0.02, max_iter=200, random_state=0)
+    def theirs(rows: np.ndarray, strength: float) -> np.ndarray:
+        model = LogisticRegression(C=strength, solver="liblinear", dual=True, tol=0.02, max_iter=200, random_state=0)
         return model.fit(rows, has).decision_function(rows)
 
-    bits = LinearSection(bits=22)
-    ours = linear.scores(linear.learn(TEXTS, GOOD_ONES, bits, 0), bits, TEXTS)[:, 0]
-    assert np.allclose(ours, theirs(features * ratio), atol=0.1) and not np.allclose(ours, theirs(features), atol=0.1)
+    ours = linear.scores(linear.learn(TEXTS, GOOD_ONES, SECTION, 0), SECTION, TEXTS)[:, 0]
+    one, other = theirs(features * ratio, SECTION.strength), theirs(features, SECTION.plain_strength)
+    assert np.allclose(ours, (one + other) / 2, atol=0.1)
+    assert not np.allclose(ours, one, atol=0.1) and not np.allclose(ours, other, atol=0.1)
 
 
 def test_what_is_served_is_what_was_learned(tmp_path: Path) -> None:
@@ -158,8 +158,9 @@ def _said(**shape: object) -> Callable[[Path], None]:
         (_changed(weights=lambda w: w[:-1]), "bad_model", "shapes"),
         (_changed(weights=lambda w: np.hstack([w, w]), bias=lambda b: np.hstack([b, b])), "wrong_labels", "labels"),
         (_changed(bias=lambda b: b + 3), "golden", "golden sample 0"),
-        (_said(bits=13), "bad_model", "shapes"),
-        (_said(bits=40), "bad_model", "bits"),
+        (_changed(numbers=lambda n: n[::-1]), "bad_model", "must rise"),
+        (_changed(numbers=lambda n: n.astype(np.int64)), "bad_model", "shapes"),
+        (_changed(numbers=lambda n: n[:0], rarity=lambda r: r[:0], weights=lambda w: w[:0]), "bad_model", "shapes"),
         (_said(longest="5"), "bad_model", "letters"),
         (_said(longest=2), "golden", "golden sample"),
         (_changed(), None, ""),
