@@ -94,12 +94,15 @@ def _predict(predict: Any, texts: Sequence[str]) -> list[Mapping[str, Any] | Non
 
 
 def thresholds_of(predictor: Predictor) -> dict[str, float]:
-    """Of a model with several labels, each one's threshold, but not that of the label that is said when there is no other; else none."""
+    """Of a model with several labels, each one's threshold; that of the label that is said when there is no other follows from the
+    cut, and without a cut it has none. Else nothing."""
     rule = getattr(predictor, "rule", None)
     if rule is None:
         return {}
     named = enumerate(zip(predictor.labels, rule.thresholds, strict=True))
-    return {label: float(threshold) for number, (label, threshold) in named if number != rule.fallback}
+    found = {label: float(threshold) for number, (label, threshold) in named if number != rule.fallback}
+    cut = getattr(rule, "cut", None)
+    return found if cut is None else found | {predictor.labels[rule.fallback]: 1 - cut}
 
 
 def labels_of(answer: Mapping[str, Any]) -> list[str]:

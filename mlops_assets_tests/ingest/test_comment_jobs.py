@@ -241,6 +241,17 @@ def test_uncertainty_of_one_label() -> None:
     assert scores.labels_of(answer) == ["긍정"]
 
 
+def test_with_a_cut_it_counts_how_near_clean_is_to_it() -> None:
+    before = Judge()
+    with_cut = Judge()
+    with_cut.rule = SimpleNamespace(thresholds=(0.4, 0.6, 1.0), fallback=2, cut=0.3)
+    assert scores.thresholds_of(before) == {"지역": 0.4, "악플/욕설": 0.6}
+    assert scores.thresholds_of(with_cut) == {"지역": 0.4, "악플/욕설": 0.6, "clean": pytest.approx(0.7)}
+    answer = {"labels": ["clean"], "probs": {"지역": 0.0, "악플/욕설": 0.0, "clean": 0.7}}
+    assert scores.uncertainty(answer, scores.thresholds_of(with_cut)) == pytest.approx(1.0)
+    assert scores.uncertainty(answer, scores.thresholds_of(before)) == 0.0
+
+
 def test_cut_now_by_command(
     settings: Settings, engine: Engine, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -230,6 +230,17 @@ def test_the_baseline_says_several_labels_a_comment_and_is_measured_alike(baseli
     assert set(ours.metrics) == set(theirs.metrics) and ours.holdout_sha256 == theirs.holdout_sha256 and ours.metrics["lrap"] > 0.95
 
 
+def test_clean_comments_are_learned_with_other_groups_names_too() -> None:
+    rows = Rows(["a", "b", "c"], ["노인 친절", "노인 역겹다", "오늘 날씨"], [["clean"], ["연령"], ["clean"]])
+    found = training.with_swaps(rows, CONFIG.dataset, 3, 1)
+    assert (found.ids[:3], found.texts[:3], found.labels[:3]) == (rows.ids, rows.texts, rows.labels) and len(found) == 6
+    words = {word for words in CONFIG.dataset.groups.values() for word in words}
+    assert all(text.split()[0] in words and text.endswith(" 친절") for text in found.texts[3:]) and found.labels[3:] == [["clean"]] * 3
+    assert found == training.with_swaps(rows, CONFIG.dataset, 3, 1) and training.with_swaps(rows, CONFIG.dataset, 0, 1) == rows
+    with pytest.raises(SettingsError, match="swaps"):
+        training.resolve(CONFIG, "linear", {"swaps": -1})
+
+
 def test_the_cut_keeps_to_its_limit(table: CleanedTable) -> None:
     """Of scores that tell little, under limits that bind; control: without a limit nearly everything is flagged."""
     random_ = np.random.default_rng(3)

@@ -96,9 +96,16 @@ class ModelSection(BertSection):
     training: TrainingSection = TrainingSection()
 
 
+class BaselineSection(LinearSection):
+    """The linear model, which is also shown that a group's name is no hate."""
+
+    swaps: int = Field(default=4, ge=0, le=20)
+    """How often a clean comment that names a group is learned once more, with the names of others in place of it."""
+
+
 class HateSpeechConfig(SystemConfig):
     datasets: dict[str, DatasetSection]
-    linear: LinearSection = LinearSection()
+    linear: BaselineSection = BaselineSection()
     models: dict[str, ModelSection]
     comments: CommentsSection | None = None
     """The application's table of new comments; null: there is none."""

@@ -9,16 +9,17 @@ when this module is.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.kinds.text import linear
-from mlops_assets.kinds.text.config import LINEAR, LINEAR_PARAMETERS, LinearSection
+from mlops_assets.kinds.text.config import LINEAR, LINEAR_PARAMETERS
 from mlops_assets.lifecycle.report import CLASSIFIER, METRICS
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
-from mlops_assets.systems.hate_speech.config import JOINT, VARIANTS, DatasetSection, HateSpeechConfig, ModelSection
+from mlops_assets.systems.hate_speech.config import JOINT, VARIANTS, BaselineSection, DatasetSection, HateSpeechConfig, ModelSection
 from mlops_assets.training.config import BERT_PARAMETERS, chosen, flat, override, unflat, valid
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ UNTUNED = 0.5
 
 # --- parameters -----------------------------------------------------------------------------------------------------------------
 
-
-BASELINE_PARAMETERS: Mapping[str, type] = {"dataset": str, "sampling_rate": float, **LINEAR_PARAMETERS}
+BASELINE_PARAMETERS: Mapping[str, type] = {"dataset": str, "sampling_rate": float, "swaps": int, **LINEAR_PARAMETERS}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Choice:
     """What one training uses, after overrides."""
 
     dataset: DatasetSection
-    model: ModelSection | LinearSection
+    model: ModelSection | BaselineSection
     flat: Mapping[str, Any]
 
 
@@ -80,7 +80,8 @@ def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) ->
     values = parameters(config, variant, given)
     dataset = config.datasets[values["dataset"]]
     if variant == LINEAR:
-        return valid(lambda: Choice(*linear.sections(values, dataset), values))
+        model = {name: values[name] for name in BaselineSection.model_fields}
+        return valid(lambda: Choice(linear.sections(values, dataset)[0], BaselineSection.model_validate(model), values))
     return Choice(*valid(lambda: unflat(values, dataset, config.models[variant])), values)
 
 
@@ -136,10 +137,29 @@ def train(context: TrainContext) -> Trained:
         probabilities = sigmoid(logits)
         return several_labels(probabilities, truth, untuned(probabilities))
 
-    if not isinstance(choice.model, LinearSection):
+    if not isinstance(choice.model, BaselineSection):
         return _train_network(context, choice, rows, validation, measure)
     measured = (validation.texts, truth_of(validation, labels))
+    rows = with_swaps(rows, choice.dataset, choice.model.swaps, context.seed)
     return linear.train(context, choice.model, rows.texts, truth_of(rows, labels) > 0, measured, measure, choice.flat)
+
+
+def with_swaps(rows: Rows, section: DatasetSection, swaps: int, seed: int) -> Rows:
+    """The rows, and each clean one that names a group `swaps` times more, every name replaced by one of any group: it stays clean, so that
+    the names tell nothing. Hateful ones stay as they are: hate against another group is worded otherwise."""
+    from mlops_assets.training.text import Rows
+
+    draw, words = random.Random(seed), [word for words in section.groups.values() for word in words]
+    ids, texts = [], []
+    for name, text, labels in zip(rows.ids, rows.texts, rows.labels, strict=True):
+        named = [word for word in words if word in text] if section.clean in labels else []
+        for number in range(swaps if named else 0):
+            other = text
+            for word in named:
+                other = other.replace(word, draw.choice(words))
+            ids.append(f"{name}~{number}")
+            texts.append(other)
+    return Rows(rows.ids + ids, rows.texts + texts, rows.labels + [[section.clean] for _ in ids])
 
 
 def _train_network(
@@ -202,7 +222,7 @@ def export(trained: Trained, context: TrainContext, folder: Path) -> None:
     section = choice.dataset
     validation = rows_of(context.table, "validation")
     texts, truth = validation.texts[:JUDGED_ROWS], truth_of(validation, section.labels)[:JUDGED_ROWS]
-    if isinstance(choice.model, LinearSection):
+    if isinstance(choice.model, BaselineSection):
         more, precision = linear.export(trained.folder, folder, choice.model), "fp16"
         _describe(folder, section, precision, **more)
         logits = load_predictor(folder, context.threads).predict_logits(texts)
