@@ -49,7 +49,7 @@ class Holdout:
     rows: int = 1000
 
 
-def _evaluate(folder: Path, holdout: Holdout) -> Evaluation:
+def _evaluate(folder: Path, holdout: Holdout, trivial: Mapping[str, float] | None = None) -> Evaluation:
     f1 = json.loads((folder / "bundle.json").read_text())["f1"]
     f1 = f1.get(holdout.world, 0.0) if isinstance(f1, dict) else f1
     f1 = float("nan") if f1 == "nan" else float(f1)
@@ -62,6 +62,7 @@ def _evaluate(folder: Path, holdout: Holdout) -> Evaluation:
         {"all": {"rows": holdout.rows, "f1": f1}},
         {"worst": [{"text": "나쁨"}]},
         [Picture("dot", PNG)],
+        trivial={name: {"f1": value} for name, value in (trivial or {}).items()},
     )
 
 
@@ -78,9 +79,12 @@ def toy_system(
     qualities: Mapping[str, Any] | None = None,
     variants: Mapping[str, float] | None = None,
     holdouts: Mapping[str, Holdout | None] | None = None,
+    baseline: str | None = None,
+    trivial: Mapping[str, float] | None = None,
 ) -> ModelSystem:
     """`qualities`: dataset version -> the F1 that a model trained on it has (default 0.86), or what it has in each world; `variants`: the
-    same by variant; `holdouts`: dataset version -> what it is measured on, where that is not the same 1,000 rows; None: no table."""
+    same by variant, `baseline` one of them; `holdouts`: dataset version -> what it is measured on, where that is not the same 1,000 rows;
+    None: no table; `trivial`: the F1 of trivial answers."""
     given, measured_on = qualities or {}, holdouts or {}
     by_variant = variants or {}
 
@@ -98,12 +102,13 @@ def toy_system(
         config_type=SystemConfig,
         train=train,
         export=_export,
-        evaluate=lambda folder, table, threads: _evaluate(folder, measured_on.get(table.dataset_version) or Holdout()),
+        evaluate=lambda folder, table, threads: _evaluate(folder, measured_on.get(table.dataset_version) or Holdout(), trivial),
         load_predictor=lambda folder, threads: ToyPredictor(),
         open_table=open_table,
         variant_parameters=lambda config, variant, given: {"epochs": 1} | ({"quality": by_variant[variant]} if variant else {}) | given,
         parameter_names={"quality": float, "epochs": int},
         variants=tuple(by_variant) or ("",),
+        baseline=baseline,
     )
 
 
@@ -113,11 +118,12 @@ def toy_definitions(
     qualities: Mapping[str, Any] | None = None,
     variants: Mapping[str, float] | None = None,
     holdouts: Mapping[str, Holdout | None] | None = None,
+    **more: Any,
 ) -> dg.Definitions:
     """The toy's data assets (which only exist) and its real lifecycle."""
     config = config or config_of()
     name = config.project.name
-    system = toy_system(name, qualities, variants, holdouts)
+    system = toy_system(name, qualities, variants, holdouts, **more)
 
     @dg.asset(key=[name, "dataset"], group_name=name, partitions_def=dataset_versions(name))
     def dataset() -> None: ...

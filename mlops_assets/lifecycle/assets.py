@@ -89,6 +89,16 @@ class _Half:
     def key(self, layer: str) -> dg.AssetKey:
         return key_of(self.system.name, self.variant, layer)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The baseline's steps go first: it is promoted and served while the others still train."""
+        return {"dagster/priority": "1" if self.variant == self.system.baseline else "0"}
+
+    @property
+    def named(self) -> str:
+        """What a run's tags call the model; of a system's only one they say nothing."""
+        return (self.variant or self.system.name) if len(self.system.variants) > 1 else ""
+
     def trained_model(self) -> dg.AssetsDefinition:
         from mlops_assets.lifecycle.pipeline import code_version
 
@@ -141,6 +151,7 @@ class _Half:
             group_name=self.system.name,
             partitions_def=dataset_versions(self.system.name),
             owners=list(self.owners) or None,
+            op_tags=self.tags,
             deps=[key_of(self.system.name, "", "cleaned")],
             description="One attempt: a model trained on the version, exported as the bundle that would be served.",
             kinds={"torch", "onnx", "mlflow"},
@@ -156,6 +167,7 @@ class _Half:
             group_name=self.system.name,
             partitions_def=dataset_versions(self.system.name),
             owners=list(self.owners) or None,
+            op_tags=self.tags,
             deps=[self.key("trained_model")],
             description="The exported bundle measured on the holdout through the server's own predictor, beside the champion.",
             kinds={"onnx", "postgres"},
@@ -174,6 +186,7 @@ class _Half:
             metadata: dict[str, Any] = {
                 "dataset_version": report.dataset_version,
                 **_metrics(report.metrics),
+                **_yardsticks(report),
                 **_comparison(report),
                 **_pictures(done.evaluation.pictures),
                 "slices": _table([{"slice": name, **values, "rows": int(values["rows"])} for name, values in report.slices.items()]),
@@ -198,6 +211,7 @@ class _Half:
             asset=self.key("evaluation_report"),
             name="register_threshold",
             partitions_def=dataset_versions(self.system.name),
+            op_tags=self.tags,
             description="The gate as people see it; only a refused model fails it. The registrar decides again by itself.",
         )
         def register_threshold(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -206,7 +220,7 @@ class _Half:
             verdict = registrar.judge(value["attempt_id"], value["report_id"])
             refused = verdict.outcome == "refused"
             if refused:
-                mark(context, "refused", verdict.sentence, self.variant)
+                mark(context, "refused", verdict.sentence, self.named)
             return dg.AssetCheckResult(
                 passed=not refused,
                 severity=dg.AssetCheckSeverity.ERROR,
@@ -230,6 +244,7 @@ class _Half:
             group_name=self.system.name,
             partitions_def=dataset_versions(self.system.name),
             owners=list(self.owners) or None,
+            op_tags=self.tags,
             deps=[self.key("evaluation_report"), self.key("trained_model")],
             description="The signed receipt: what passed the gate, and when it is better than the champion, its promotion.",
             kinds={"postgres", "mlflow"},
@@ -249,8 +264,8 @@ class _Half:
                 done = registrar.register(trained["attempt_id"], again.report_id)
             if done.receipt is None:
                 more = {"code": done.verdict.code, "이유": done.verdict.sentence_ko}
-                raise refusal(context, done.verdict.sentence, more, self.variant)
-            mark(context, done.verdict.outcome, done.verdict.sentence, self.variant)
+                raise refusal(context, done.verdict.sentence, more, self.named)
+            mark(context, done.verdict.outcome, done.verdict.sentence, self.named)
             self.put_value(
                 context,
                 "registered_model",
@@ -514,6 +529,23 @@ def _comparison(report: "Report") -> dict[str, Any]:
         **({"mcnemar_p": float(theirs.p_value)} if theirs.p_value is not None else {}),
         **_second_exam(report, theirs.earlier),
     }
+
+
+def _yardsticks(report: "Report") -> dict[str, Any]:
+    """What needs no model, and what needs a minute, beside the model."""
+    named = {name for figures in report.trivial.values() for name in figures}
+    rows = [{"answered by": name, **figures} for name, figures in report.trivial.items()]
+    if report.baseline is not None and not report.baseline.missing:
+        named = named or set(report.metrics)
+        theirs = {name: value for name, value in report.baseline.metrics.items() if name in named}
+        rows.append({"answered by": f"the baseline {report.baseline.variant}", **theirs})
+    if not rows:
+        return {}
+    ours = {name: value for name, value in report.metrics.items() if name in named}
+    found: dict[str, Any] = {"beside": _table([*rows, {"answered by": "this model", **ours}])}
+    if report.baseline is not None and report.baseline.missing:
+        found["baseline"] = report.baseline.missing
+    return found
 
 
 def _second_exam(report: "Report", earlier: "Earlier | None") -> dict[str, Any]:

@@ -89,9 +89,9 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
 
 
 def objection(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
-    """Why what was measured is not good enough, whenever it was: too few rows, under a threshold, worse than the champion where it may
-    not be. The registrar asks it again when a person promotes a version."""
-    return _unmeasured(report, policy) or _below(report, policy) or _fallen(report, champion, policy)
+    """Why what was measured is not good enough, whenever it was: too few rows, under a threshold, no better than what needs no model,
+    worse than the champion where it may not be. The registrar asks it again when a person promotes a version."""
+    return _unmeasured(report, policy) or _below(report, policy) or _trivial(report, policy) or _fallen(report, champion, policy)
 
 
 def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Verdict | None:
@@ -177,6 +177,34 @@ def _below(report: Report, policy: Policy) -> Verdict | None:
     return None
 
 
+def _trivial(report: Report, policy: Policy) -> Verdict | None:
+    """The refusal of what is no better than an answer that needs no model, in a metric that decides."""
+    for name, figures in report.trivial.items():
+        for metric in dict.fromkeys((policy.metric, *policy.thresholds)):
+            if metric in figures and not better(report.directions[metric], report.metrics[metric], figures[metric]) > 0:
+                sentence = (
+                    f"{label(metric)} {report.metrics[metric]:.3f} is no better than that of answering {name!r}: {figures[metric]:.3f}"
+                )
+                return Verdict("refused", "worse_than_trivial", sentence)
+    return None
+
+
+def behind_baseline(report: Report, policy: Policy) -> tuple[str, str] | None:
+    """(code, sentence) of what may not be promoted: no better than the minute's baseline on the same rows, or not measured beside it.
+
+    None: it is better; or the system has no baseline; or the report is the baseline's own.
+    """
+    theirs = report.baseline
+    if theirs is None:
+        return None
+    value, figure = report.metrics[policy.metric], theirs.metrics.get(policy.metric, math.nan)
+    if theirs.missing or not math.isfinite(figure):
+        return "no_baseline", f"not measured beside the baseline {theirs.variant}: {theirs.missing or f'it has no {label(policy.metric)}'}"
+    if better(report.directions[policy.metric], value, figure) > 0:
+        return None
+    return "worse_than_baseline", f"no better than the baseline {theirs.variant} on the same rows ({figure:.3f})"
+
+
 def _fallen(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
     """The refusal of what is better than the champion on the whole and worse where it may not be, on its own holdout or on the champion's;
     of several, the largest fall's.
@@ -228,6 +256,8 @@ def _against_champion(report: Report, champion: ChampionScore | None, policy: Po
         return registered("already_champion", f"already the champion (v{champion.version})")
     if not policy.auto_promote:
         return registered("manual", "promotion is manual: `mlops produce`")
+    if (behind := behind_baseline(report, policy)) is not None:
+        return registered(*behind)
     if champion is None:
         return Verdict("promoted", "first", f"{passed} (no champion yet)")
     if not subject.newest_data:

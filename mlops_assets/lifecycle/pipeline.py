@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets import names, sources
 from mlops_assets.lifecycle import bundle, ledger, outbox, promotion
 from mlops_assets.lifecycle.dataset import DatasetError
-from mlops_assets.lifecycle.report import ChampionScore, Earlier, Report, directions_of, label
+from mlops_assets.lifecycle.report import BaselineScore, ChampionScore, Earlier, Report, directions_of, label
 from mlops_assets.lifecycle.signing import load_signer
 from mlops_assets.lifecycle.system import CleanedTable, Evaluation, ModelSystem, Picture, TrainContext, Trained
 from mlops_assets.settings import Settings, SettingsError, SystemConfig, canonical, git_commit
@@ -353,6 +353,7 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
             theirs = system.evaluate(theirs_folder, table, settings.threads)
             earlier = _earlier(platform, system, champion, (folder, theirs_folder), (evaluation, theirs), scratch / "earlier")
             compared = _compare(champion, theirs, evaluation, earlier)
+        baseline = _baseline(platform, system, attempt, table, scratch / "bundles")
     second = compared.earlier if compared else None
     measured = {**evaluation.metrics, **(second.metrics if second else {}), **(second.champion if second else {})}
     report = Report(
@@ -371,11 +372,33 @@ def evaluate(platform: Platform, system: ModelSystem, attempt_id: int, *, run_id
         tables=dict(evaluation.tables),
         directions=directions_of(system.directions, measured),
         support=dict(evaluation.support),
+        trivial=dict(evaluation.trivial),
+        baseline=baseline,
     )
     with platform.engine.begin() as connection:
         report_id = ledger.record_report(connection, report, run_id, signer)
     _mirror_report(platform, attempt, evaluation)
     return Evaluated(report_id, report, evaluation)
+
+
+def _baseline(platform: Platform, system: ModelSystem, attempt: ledger.Attempt, table: CleanedTable, folder: Path) -> BaselineScore | None:
+    """The newest baseline of the attempt's own data, on the same holdout; None where the system has none, or this is it."""
+    if system.baseline is None or attempt.variant == system.baseline:
+        return None
+    with platform.engine.connect() as connection:
+        attempts = ledger.attempts(connection, system.name, platform.settings.public_keys_path)
+        same = (found for found in attempts if (found.variant, found.manifest_sha256) == (system.baseline, attempt.manifest_sha256))
+        found = next(same, None)
+    train = f"`mlops train {system.name} --dataset-version {attempt.dataset_version} --model-type {system.baseline}`, then evaluate again"
+    if found is None:
+        return BaselineScore(system.baseline, missing=f"it was not trained on {attempt.dataset_version}: {train}")
+    try:
+        theirs = system.evaluate(
+            bundle.fetch(platform.store, found.bundle_sha256, found.bundle_files, folder), table, platform.settings.threads
+        )
+    except bundle.BadBundle as error:  # retention deleted its bytes, or somebody changed them
+        return BaselineScore(system.baseline, found.id, found.bundle_sha256, missing=f"{error}: {train}")
+    return BaselineScore(system.baseline, found.id, found.bundle_sha256, dict(theirs.metrics))
 
 
 def _earlier(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlops_assets.lifecycle.bundle import File, Files, key_of
-from mlops_assets.lifecycle.report import CLASSIFIER, ChampionScore, Direction, Report
+from mlops_assets.lifecycle.report import CLASSIFIER, BaselineScore, ChampionScore, Direction, Report
 from mlops_assets.lifecycle.signing import BadSignature
 from mlops_assets.lifecycle.signing import verify as verify_signature
 
@@ -79,6 +79,8 @@ class Receipt:
             champion=ChampionScore.from_body(compared) if compared else None,
             directions=self.directions,
             support=body.get("support", {}),
+            trivial=body.get("trivial", {}),
+            baseline=BaselineScore.from_body(body["baseline"]) if body.get("baseline") else None,
         )
 
     @property

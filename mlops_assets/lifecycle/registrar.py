@@ -16,7 +16,7 @@ from mlops_assets import crash
 from mlops_assets.database import lock
 from mlops_assets.lifecycle import clients, ledger, outbox, promotion
 from mlops_assets.lifecycle.bundle import digest_of
-from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, decide, objection
+from mlops_assets.lifecycle.gate import Policy, Subject, Verdict, behind_baseline, decide, objection
 from mlops_assets.lifecycle.promotion import Channel, Promotion, Receipt
 from mlops_assets.lifecycle.report import ChampionScore, Report, better, label, metric_name
 from mlops_assets.lifecycle.signing import BadSignature, Signer, load_signer
@@ -258,7 +258,9 @@ class Registrar:
         # A version is as old as its figures: what nobody measured then cannot fall.
         known = {name: fall for name, fall in self.policy.max_fall.items() if any(fnmatchcase(metric, name) for metric in report.metrics)}
         found = objection(report, champion, replace(self.policy, max_fall=known))
-        return f"v{receipt.version}: {found.sentence}" if found else None
+        behind = behind_baseline(report, self.policy)
+        said = found.sentence if found else behind[1] if behind else None
+        return f"v{receipt.version}: {said}" if said else None
 
     def _below(self, receipt: Receipt) -> str | None:
         """The same of the version alone, beside no champion."""
@@ -398,6 +400,7 @@ class Registrar:
             "directions": dict(report.directions),
             "support": dict(report.support),
             "compared": report.body()["champion"],
+            **{name: value for name, value in report.body().items() if name in ("trivial", "baseline")},
             "rows": report.rows,
             "thresholds": dict(self.policy.thresholds),
             **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),

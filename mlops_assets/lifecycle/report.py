@@ -121,6 +121,21 @@ class ChampionScore:
 
 
 @dataclass(frozen=True)
+class BaselineScore:
+    """The system's baseline, trained on the same version, on the challenger's holdout rows. `missing`: why there are no figures."""
+
+    variant: str
+    attempt_id: int = 0
+    bundle_sha256: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    missing: str = ""
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> BaselineScore:
+        return cls(**{**body, "metrics": _floats(body["metrics"])})
+
+
+@dataclass(frozen=True)
 class Report:
     """What was measured.
 
@@ -129,6 +144,8 @@ class Report:
         created_at: aware UTC.
         directions: of every metric which way it is better, as the system says.
         support: metric -> rows that it was measured on, where these are not all: those of a class, of a part.
+        trivial: what needs no model ("always 긍정") -> its metrics on the same rows.
+        baseline: None: the system has none, or it is what was measured.
     """
 
     system: str
@@ -146,6 +163,8 @@ class Report:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     directions: Mapping[str, Direction] = field(default_factory=dict)
     support: Mapping[str, int] = field(default_factory=dict)
+    trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    baseline: BaselineScore | None = None
 
     def body(self) -> dict[str, Any]:
         """Plain JSON values; NaN and infinities, which JSON has not, as the strings `nan`, `inf`, `-inf`."""
@@ -160,7 +179,11 @@ class Report:
             if self.champion.earlier is not None:
                 for name in ("metrics", "champion"):
                     values["champion"]["earlier"][name] = _floats(values["champion"]["earlier"][name])
-        return dict(_jsonable(values))
+        # A report of before these were has the digest that it had.
+        values |= {"trivial": {name: _floats(figures) for name, figures in self.trivial.items()}}
+        if self.baseline is not None:
+            values["baseline"]["metrics"] = _floats(self.baseline.metrics)
+        return dict(_jsonable({name: value for name, value in values.items() if value or name not in ("trivial", "baseline")}))
 
     @property
     def sha256(self) -> str:
@@ -176,6 +199,8 @@ class Report:
                 "slices": {name: _floats(values) for name, values in body["slices"].items()},
                 "created_at": datetime.fromisoformat(body["created_at"]),
                 "champion": ChampionScore.from_body(champion) if champion else None,
+                "trivial": {name: _floats(figures) for name, figures in body.get("trivial", {}).items()},
+                "baseline": BaselineScore.from_body(body["baseline"]) if body.get("baseline") else None,
             }
         )
 

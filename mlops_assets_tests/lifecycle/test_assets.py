@@ -33,9 +33,9 @@ def instance():
 class Runs:
     """The toy's graph on one instance; each call is one run."""
 
-    def __init__(self, world, platform, instance, qualities, config=None, variants=None):
+    def __init__(self, world, platform, instance, qualities, config=None, variants=None, **more):
         self.world, self.instance = world, instance
-        self.definitions = toy_definitions(platform, config, qualities, variants)
+        self.definitions = toy_definitions(platform, config, qualities, variants, **more)
         for version in qualities:
             world.dataset(version)
             instance.add_dynamic_partitions("toy_dataset_version", [version])
