@@ -145,8 +145,13 @@ def changes(node: ast.AST) -> Iterator[str]:
         pass  # its condition is changed
     elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
         yield "return None"
-    elif isinstance(node, ast.Continue | ast.Break | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+    elif isinstance(node, ast.Continue | ast.Break | ast.Raise) or _is_call(node):
         yield "pass"
+
+
+def _is_call(node: ast.AST) -> bool:
+    """Whether it is a statement that calls something, but for the tests' own door, which does nothing otherwise."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not ast.unparse(node).startswith("crash.reach(")
 
 
 def _sql(statement: str) -> Iterator[str]:
