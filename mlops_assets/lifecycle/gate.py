@@ -85,13 +85,23 @@ def decide(report: Report | None, champion: ChampionScore | None, policy: Policy
     if refusal is not None:
         return refusal
     assert report is not None
-    return objection(report, champion, policy) or _against_champion(report, champion, policy, subject)
+    insufficient = _insufficient(report, policy)
+    if insufficient is not None:
+        return insufficient
+    # What is no better than the baseline displaces nothing: where it falls behind the champion, which mostly is the baseline, is no news.
+    fallen = None if behind_baseline(report, policy) else _fallen(report, champion, policy)
+    return fallen or _against_champion(report, champion, policy, subject)
 
 
 def objection(report: Report, champion: ChampionScore | None, policy: Policy) -> Verdict | None:
     """Why what was measured is not good enough, whenever it was: too few rows, under a threshold, no better than what needs no model,
     worse than the champion where it may not be. The registrar asks it again when a person promotes a version."""
-    return _unmeasured(report, policy) or _below(report, policy) or _trivial(report, policy) or _fallen(report, champion, policy)
+    return _insufficient(report, policy) or _fallen(report, champion, policy)
+
+
+def _insufficient(report: Report, policy: Policy) -> Verdict | None:
+    """The refusal of what the model alone is."""
+    return _unmeasured(report, policy) or _below(report, policy) or _trivial(report, policy)
 
 
 def _not_evidence(report: Report | None, policy: Policy, subject: Subject) -> Verdict | None:

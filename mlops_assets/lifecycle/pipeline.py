@@ -193,22 +193,24 @@ def _remove_abandoned(current: Path, say: Callable[[str], None]) -> None:
 
 
 def parent_of(platform: Platform, system: ModelSystem, variant: str, dataset_version: str) -> Parent | None:
-    """The champion that a training of `variant` goes on from; None for a variant that begins anew.
+    """The newest champion of a network, from which a training of `variant` goes on; None for a variant that begins anew.
+
+    The baseline has no weights to go on from: while it serves, the network that it displaced is the parent.
 
     Raises:
-        NoParent: there is no champion, or its data is not part of `dataset_version`.
+        NoParent: there was no such champion, or its data is not part of `dataset_version`.
     """
     from sqlalchemy import text
 
     if variant not in system.from_champion:
         return None
     with platform.engine.connect() as connection:
-        champion, _ = promotion.latest_verified(connection, system.name, "champion", platform.settings.public_keys_path)
+        champions = promotion.verified(connection, system.name, platform.settings.public_keys_path, "champion")
+        networks = (found for found in champions if system.baseline is None or found.receipt.variant != system.baseline)
+        champion = next(networks, None)
         if champion is None:
-            raise NoParent(f"{system.name} has no champion yet that {variant} could go on from")
-        if system.baseline is not None and champion.receipt.variant == system.baseline:
-            told = f"{system.name}'s champion v{champion.version} is of {system.baseline}"
-            raise NoParent(f"{told}: it has no weights of a network that {variant} could go on from")
+            only = " but of the baseline, which has no weights of a network" if system.baseline is not None else ""
+            raise NoParent(f"{system.name} has no champion yet{only}: {variant} has nothing to go on from")
         ancestors = connection.execute(
             text(
                 "WITH RECURSIVE line AS (SELECT version, parent FROM dataset_version WHERE system = :s AND version = :v UNION "

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from mlops_assets.lifecycle import ledger, pipeline, promotion
-from mlops_assets.lifecycle.gate import decide
+from mlops_assets.lifecycle.gate import decide, objection
 from mlops_assets.lifecycle.registrar import Refused
 from mlops_assets.lifecycle.report import BaselineScore, Report
 from mlops_assets.tracking import Tracking
@@ -63,6 +63,16 @@ def test_what_is_no_better_than_the_baseline_is_registered_and_never_promoted(ch
     assert (verdict.outcome, verdict.code) == (("registered", code) if code else ("promoted", "better" if champion else "first"))
     if code:
         assert f"no better than the baseline linear on the same rows ({figure:.3f})" in verdict.sentence
+
+
+def test_a_network_behind_its_baseline_is_registered_also_where_it_falls_behind_that_as_champion():
+    """Refused it would make each run red in which the baseline is better; what beats the baseline may fall nowhere, as ever."""
+    policy = replace(POLICY, max_fall={"accuracy": 0.01})
+    champion = replace(CHAMPION, metrics={"f1": 0.9, "accuracy": 0.9})
+    report = replace(REPORT, champion=champion, baseline=replace(BASELINE, metrics={"f1": 0.9}))
+    assert decide(report, champion, policy, SUBJECT).code == "worse_than_baseline"
+    assert decide(replace(report, baseline=BASELINE), champion, policy, SUBJECT).code == "worse_than_champion"
+    assert objection(report, champion, policy).code == "worse_than_champion", "a person hears of it"
 
 
 @pytest.mark.parametrize(
