@@ -1,13 +1,13 @@
 # Needs Python 3.11 (or 3.12) and make; everything else is installed into .venv.
 #   make run               install, start the platform, land a good and a bad sample version
 #   make run DATA=dir      the same with real data sets: dir/nsmc, ...
-#   make test              install, run the whole suite (WORKERS=2 processes)
+#   make test              install, run the whole suite (WORKERS=3 processes)
 #   make platform          the READMEs' commands and the attacks, on a running platform (ten minutes more)
 #   make check             formatting, lint, types, import rules
 #   make bench             every figure of benchmarks/, written to benchmarks/RESULTS.md (QUICK=1: a minute each)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
-WORKERS ?= 2
+WORKERS ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
