@@ -163,6 +163,51 @@ def test_selection_is_by_the_metric_and_its_direction(world):
         world.registrar(manual).stage("BLEU")
 
 
+def test_staging_says_how_the_version_was_chosen_beside_a_reason_where_one_is_given(world):
+    manual = config_of(mode="manual")
+    with pytest.raises(Refused, match=r"toy has no registered version: train one with `mlops train toy --dataset-version V`"):
+        world.registrar(manual).stage("F1")
+    world.registered(metrics={**GOOD, "f1": 0.92}, config=manual)
+    assert world.registrar(manual).stage("F1").reason == "best F1 0.920"
+    assert world.registrar(manual).stage("F1", "to be looked at").reason == "to be looked at (best F1 0.920)"
+    assert world.registrar(manual).stage(version=1).reason == "v1 by number"
+    assert world.registrar(manual).produce(reason="seen").reason == "seen (best F1 0.920)", "by promotion.metric"
+
+
+def test_the_best_of_all_is_that_of_those_that_the_gate_lets_pass_unless_it_is_overridden(world):
+    manual = config_of(mode="manual")
+    world.registered(metrics={**GOOD, "f1": 0.85, "ece": 0.01}, content="a", config=manual)
+    world.registered("v2", {**GOOD, "f1": 0.95, "ece": 0.2}, content="b", config=manual)
+    watching = config_of(mode="manual", limits={"ece": 0.05})
+    assert world.registrar(watching).stage("F1").version == 1
+    done = world.registrar(watching).produce("F1", reason="the limit is wrong", override=True)
+    assert (done.version, done.reason) == (2, "the limit is wrong (best F1 0.950; overrides the gate: v2: ECE 0.200 > 0.050)")
+    strict = config_of(mode="manual", threshold=0.99)
+    with pytest.raises(Refused, match=r"no registered version of toy meets .*: v2: .*; `mlops produce --override --reason TEXT`"):
+        world.registrar(strict).produce("F1", reason="x")
+
+
+def test_a_version_that_never_had_the_metric_is_not_chosen_by_it(world):
+    manual = config_of(mode="manual")
+    world.registered(metrics={**GOOD, "f1": 0.85}, content="a", config=manual)
+    attempt = world.attempt("v2", content="b")
+    report = world.report(attempt, {"f1": 0.9, "accuracy": 0.9}, directions={"f1": "more", "accuracy": "more"})
+    assert world.registrar(manual).register(attempt.id, report).receipt is not None
+    assert world.registrar(manual).stage("loss").version == 1
+    assert world.registrar(manual).stage("f1").version == 2, "a control"
+
+
+def test_versions_of_other_rows_than_the_newest_are_not_compared_with_it(world):
+    """A better figure on an easier holdout is no better."""
+    manual = config_of(mode="manual")
+    easy = world.attempt("v1", content="a")
+    world.registrar(manual).register(easy.id, world.report(easy, {**GOOD, "f1": 0.99}, holdout_sha256="easy"))
+    world.registered("v2", {**GOOD, "f1": 0.86}, content="b", config=manual)
+    world.registered("v2", {**GOOD, "f1": 0.88}, content="c", config=manual)
+    world.registered("v2", {**GOOD, "f1": 0.88}, content="d", config=manual)
+    assert world.registrar(manual).stage("F1").version == 4, "of two alike the newer one"
+
+
 def test_selection_goes_by_the_directions_that_the_system_reported(world):
     """Here a greater loss is the better one: the receipt says so, and nobody's table of names says otherwise."""
     manual = config_of(mode="manual")
