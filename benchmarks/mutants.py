@@ -262,7 +262,7 @@ def main() -> None:
     from mlops_assets_tests import postgres_server
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, postgres_server.running() as url:
-        os.environ["MLOPS_TESTS_POSTGRES"] = url
+        os.environ["TESTS_POSTGRES_URL"] = url
         early = [name for name in sys.modules if name.startswith("mlops_assets.lifecycle.")]
         assert not early, f"imported before its mutants: {early}"
         for module in arguments.modules:

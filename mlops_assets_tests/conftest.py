@@ -50,8 +50,8 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """One server for the session, or the one that MLOPS_TESTS_POSTGRES names (`benchmarks/mutants.py` has many sessions)."""
-    if url := os.environ.get("MLOPS_TESTS_POSTGRES"):
+    """One server for the session, or the one that TESTS_POSTGRES_URL names (`benchmarks/mutants.py` has many sessions)."""
+    if url := os.environ.get("TESTS_POSTGRES_URL"):
         yield url
     else:
         with postgres_server.running() as url:
