@@ -379,6 +379,7 @@ class Registrar:
         version: int,
         at: datetime,
     ) -> dict[str, Any]:
+        measured = report.body()
         return {
             "format": 1,
             "system": self.system,
@@ -399,8 +400,8 @@ class Registrar:
             "metrics": {name: value for name, value in report.metrics.items() if math.isfinite(value)},
             "directions": dict(report.directions),
             "support": dict(report.support),
-            "compared": report.body()["champion"],
-            **{name: value for name, value in report.body().items() if name in ("trivial", "baseline")},
+            "compared": measured["champion"],
+            **{name: value for name, value in measured.items() if name in ("trivial", "baseline")},
             "rows": report.rows,
             "thresholds": dict(self.policy.thresholds),
             **({"max_fall": dict(self.policy.max_fall)} if self.policy.max_fall else {}),

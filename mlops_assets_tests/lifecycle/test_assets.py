@@ -14,20 +14,8 @@ from mlops_assets.lifecycle import history, ledger, pipeline, promotion
 from mlops_assets.lifecycle.report import Report, UnknownMetric
 from mlops_assets.lifecycle.signing import KeyProblem, load_signer, rotate_key
 from mlops_assets.settings import SettingsError, canonical
-from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import config_of
 from mlops_assets_tests.toy import toy_definitions, toy_system
-
-
-@pytest.fixture
-def platform(world):
-    return pipeline.Platform(world.settings, world.engine, world.store, Tracking(None))
-
-
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
 
 
 class Runs:

@@ -13,7 +13,6 @@ from mlops_assets.lifecycle import ledger, pipeline, promotion
 from mlops_assets.lifecycle.gate import decide, objection
 from mlops_assets.lifecycle.registrar import Refused
 from mlops_assets.lifecycle.report import BaselineScore, Report
-from mlops_assets.tracking import Tracking
 from mlops_assets_tests.factories import config_of
 from mlops_assets_tests.lifecycle.test_assets import Runs
 from mlops_assets_tests.lifecycle.test_gate import CHAMPION, POLICY, REPORT, SUBJECT
@@ -21,17 +20,6 @@ from mlops_assets_tests.toy import toy_system
 
 ALWAYS = {"always yes": {"f1": 0.857, "accuracy": 0.99}}
 BASELINE = BaselineScore("linear", 6, "l" * 64, {"f1": 0.86})
-
-
-@pytest.fixture
-def platform(world):
-    return pipeline.Platform(world.settings, world.engine, world.store, Tracking(None))
-
-
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------------------

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 2_000
 
 Section = TypeVar("Section", bound=Strict)
+Model = TypeVar("Model", bound=LinearSection)
 
 
-def sections(values: Mapping[str, Any], dataset: Section) -> tuple[Section, LinearSection]:
-    """The data set's section and the model's with the parameters over them. Raises ValidationError."""
+def sections(values: Mapping[str, Any], dataset: Section, model: type[Model]) -> tuple[Section, Model]:
+    """The data set's section and one of the type `model`, with the parameters over them. Raises ValidationError."""
     read = type(dataset).model_validate(dataset.model_dump() | {"sampling_rate": values["sampling_rate"]})
-    return read, LinearSection.model_validate({name: values[name] for name in LinearSection.model_fields})
+    return read, model.model_validate({name: values[name] for name in model.model_fields})
 
 
 def train(

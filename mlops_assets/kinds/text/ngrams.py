@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-#: An n-gram's number is below 2**BITS: of a million n-grams one in four thousand shares its number with another.
+#: An n-gram's number is below 2**BITS: of a million n-grams one in two thousand shares its number with another.
 BITS: Final = 31
-#: Of the polynomial that numbers n-grams, modulo 2**64; and what spreads its result over the table.
+#: Of the polynomial that numbers n-grams, modulo 2**64; and what spreads its result over the numbers.
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD: Final = np.uint64(0xD6E8FEB86659FD93)
 #: Letters of a text that are read. What is longer is cut off: a text of any length takes bounded memory.
@@ -47,7 +47,7 @@ def count(texts: Sequence[str], longest: int) -> Counts:
 
 
 def _numbered(texts: Sequence[str], longest: int, salt: int) -> np.ndarray:
-    """int64: (text << BITS) + number of each n-gram, in no order. An n-gram ends at a space and may begin with one."""
+    """int64: (text << BITS) + number of each n-gram, in no order. Within an n-gram spaces stand at its ends alone."""
     of_text = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     letters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     codes, space = letters.astype(np.uint64) + np.uint64(1), letters == _SPACE

@@ -80,8 +80,7 @@ def resolve(config: HateSpeechConfig, variant: str, given: Mapping[str, Any]) ->
     values = parameters(config, variant, given)
     dataset = config.datasets[values["dataset"]]
     if variant == LINEAR:
-        model = {name: values[name] for name in BaselineSection.model_fields}
-        return valid(lambda: Choice(linear.sections(values, dataset)[0], BaselineSection.model_validate(model), values))
+        return valid(lambda: Choice(*linear.sections(values, dataset, BaselineSection), values))
     return Choice(*valid(lambda: unflat(values, dataset, config.models[variant])), values)
 
 

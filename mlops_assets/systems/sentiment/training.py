@@ -80,7 +80,7 @@ def resolve(config: SentimentConfig, variant: str, given: Mapping[str, Any]) -> 
     values = parameters(config, variant, given)
     dataset = config.datasets[values["dataset"]]
     if variant == LINEAR:
-        return valid(lambda: Choice(*linear.sections(values, dataset), values))
+        return valid(lambda: Choice(*linear.sections(values, dataset, LinearSection), values))
     return Choice(*valid(lambda: unflat(values, dataset, config.models[values["model_type"]])), values)
 
 
